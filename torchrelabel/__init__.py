@@ -1,0 +1,78 @@
+"""Label maps for torchvision and timm: soft labels for exactly what a random crop shows."""
+
+from typing import TYPE_CHECKING, Any
+
+from torchrelabel._version import __version__ as __version__
+from torchrelabel.errors import CropNotSeen as CropNotSeen
+from torchrelabel.errors import DamagedRecord as DamagedRecord
+from torchrelabel.errors import MissingLabelMap as MissingLabelMap
+from torchrelabel.errors import SettingsDiffer as SettingsDiffer
+from torchrelabel.errors import StoreError as StoreError
+from torchrelabel.errors import StoreInUse as StoreInUse
+from torchrelabel.errors import TorchRelabelError as TorchRelabelError
+from torchrelabel.errors import UnsupportedModel as UnsupportedModel
+from torchrelabel.errors import UntrackedTransformError as UntrackedTransformError
+
+if TYPE_CHECKING:
+    from torchrelabel.data.dataset import LabelMapDataset as LabelMapDataset
+    from torchrelabel.label_map import LabelMap as LabelMap
+    from torchrelabel.label_map import LabelMapBatch as LabelMapBatch
+    from torchrelabel.pooling import LabelPooling as LabelPooling
+    from torchrelabel.store import LabelStore as LabelStore
+    from torchrelabel.store import LabelStoreWriter as LabelStoreWriter
+    from torchrelabel.transforms import PoolLabelMap as PoolLabelMap
+    from torchrelabel.transforms import RandomResizedCropWithLabelMap as RandomResizedCropWithLabelMap
+    from torchrelabel.transforms import check_pipeline as check_pipeline
+    from torchrelabel.view_box import ViewBox as ViewBox
+
+# Public name -> the module that defines it, loaded when the name is first used: `torchrelabel info` needs no torch, and
+# a training script needs neither timm nor lmdb before it opens a store.
+_PUBLIC = {
+    "LabelMap": "torchrelabel.label_map",
+    "LabelMapBatch": "torchrelabel.label_map",
+    "LabelMapDataset": "torchrelabel.data.dataset",
+    "LabelPooling": "torchrelabel.pooling",
+    "LabelStore": "torchrelabel.store",
+    "LabelStoreWriter": "torchrelabel.store",
+    "PoolLabelMap": "torchrelabel.transforms",
+    "RandomResizedCropWithLabelMap": "torchrelabel.transforms",
+    "ViewBox": "torchrelabel.view_box",
+    "check_pipeline": "torchrelabel.transforms",
+}
+
+__all__ = [
+    "CropNotSeen",
+    "DamagedRecord",
+    "LabelMap",
+    "LabelMapBatch",
+    "LabelMapDataset",
+    "LabelPooling",
+    "LabelStore",
+    "LabelStoreWriter",
+    "MissingLabelMap",
+    "PoolLabelMap",
+    "RandomResizedCropWithLabelMap",
+    "SettingsDiffer",
+    "StoreError",
+    "StoreInUse",
+    "TorchRelabelError",
+    "UnsupportedModel",
+    "UntrackedTransformError",
+    "ViewBox",
+    "__version__",
+    "check_pipeline",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'torchrelabel' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

@@ -1,0 +1,1 @@
+"""How a LabelMapDataset finds, loads and follows its images."""

@@ -1,0 +1,331 @@
+"""LabelMapDataset: an image dataset whose labels are pooled from label maps, for just the crop that is seen."""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import PIL.Image
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+from torch.utils.data import ConcatDataset, Dataset, Subset
+from torchvision.datasets.vision import StandardTransform
+from torchvision.transforms.v2 import functional as F
+
+from torchrelabel.data.keys import Key, key_of
+from torchrelabel.data.tracked_image import TrackedImage
+from torchrelabel.errors import CropNotSeen, UntrackedTransformError
+from torchrelabel.label_map import LabelMap
+from torchrelabel.pooling import LabelPooling
+from torchrelabel.store import LabelStore
+from torchrelabel.transforms import Finding, check_pipeline
+from torchrelabel.transforms._loading import LoadingSample
+from torchrelabel.view_box import ViewBox
+
+__all__ = ["LabelMapDataset"]
+
+_WAYS_OUT = (
+    "Crop with RandomResizedCropWithLabelMap, pass a v2 pipeline as LabelMapDataset(..., transforms=), or say "
+    "crop='full' to pool the whole image on purpose."
+)
+
+
+class LabelMapDataset(Dataset[Any]):
+    """Any map-style image dataset, with the label of each image pooled from its label map.
+
+    An item is ``(image, soft label [C])``, followed by whatever else the dataset gives, so that a training loop
+    stays as it is. The dataset is shallow-copied and never changed. Its public attributes (``classes``, ``samples``,
+    ``set_epoch``, ...) are there on the wrapper too, and ``transform`` stays assignable.
+
+    How the crop is learnt, in this order, and either right or an error:
+
+    1. ``transforms``, a ``torchvision.transforms.v2`` pipeline, is called on ``(image, label_map)``.
+    2. Otherwise the dataset's own pipeline (v1, v2, timm's, any function) gets a PIL image that knows which part of
+       the original it shows. Pixels and random numbers are what they would be without.
+    3. :class:`~torchrelabel.RandomResizedCropWithLabelMap` in that pipeline tells its crop, also of tensors.
+    4. No crop, or several crops of one image: :class:`~torchrelabel.errors.CropNotSeen`.
+
+    Args:
+        dataset: ``ImageFolder`` and its friends, also within ``Subset``, ``random_split`` or ``ConcatDataset``;
+            anything else together with ``key``.
+        label_maps: A store's path, a :class:`~torchrelabel.LabelStore`, or a mapping from keys to its records.
+        transforms: A v2 pipeline for images and label maps together. The dataset must then have none of its own.
+        pooling: How to pool. None gives ``(image, LabelMap)``, to pool or mix whole batches later.
+        num_classes: ``C``, the outputs of the model to be trained. Only needed where it differs from the number of
+            classes of the dataset, such as an annotator of 1000 classes and a folder of 40 of them.
+        key: A function from index to key in the store, or one key for each index, for datasets that do not know
+            their files.
+        missing: ``"error"``, or ``"onehot"`` to give images without a map the one-hot label of the dataset.
+        crop: ``"auto"``, or ``"full"`` to pool the whole image whatever is cropped (the paper's "global" labels).
+
+    Raises:
+        TypeError, ValueError: If an argument does not fit the dataset or the store, saying which and what to do.
+        MissingLabelMap: If the store lacks the map of the first, the middle or the last image.
+
+    Example:
+        >>> dataset = ImageFolder("train", transform=transform)
+        >>> dataset = LabelMapDataset(dataset, "maps.lmdb")
+        >>> image, soft_label = dataset[0]
+
+    Source: ReLabel, Yun et al. 2021, https://arxiv.org/abs/2101.05022, section 3.2.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        label_maps: str | os.PathLike[str] | Mapping[str, Any],
+        transforms: Callable[..., Any] | None = None,
+        *,
+        pooling: LabelPooling | None = LabelPooling(),  # noqa: B008 -- it has no state
+        num_classes: int | None = None,
+        key: Key | None = None,
+        missing: str = "error",
+        crop: str = "auto",
+    ) -> None:
+        if isinstance(dataset, LabelMapDataset):
+            raise TypeError("This dataset is a LabelMapDataset already. Wrap the image dataset once.")
+        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+            raise TypeError(
+                f"LabelMapDataset wraps a map-style dataset, one with __getitem__ and __len__, "
+                f"got {type(dataset).__name__}."
+            )
+        if missing not in ("error", "onehot"):
+            raise ValueError(f"missing is 'error' or 'onehot', got {missing!r}.")
+        if crop not in ("auto", "full"):
+            raise ValueError(f"crop is 'auto' or 'full', got {crop!r}.")
+        if missing == "onehot" and pooling is None:
+            raise ValueError("missing='onehot' makes a label, not a map: it needs a pooling, got pooling=None.")
+        self._dataset, self.transform = _without_transform(dataset)
+        if transforms is not None and self.transform is not None:
+            raise ValueError(
+                "transforms= replaces the dataset's own transform, and this dataset has one. Create the dataset "
+                "without a transform, or leave transforms= out and let its own be followed."
+            )
+        if transforms is not None:
+            _report(check_pipeline(transforms))
+        self.transforms = transforms
+        self.label_maps: Mapping[str, Any] = (
+            LabelStore(label_maps) if isinstance(label_maps, (str, os.PathLike)) else label_maps
+        )
+        self.pooling = pooling
+        self._key = key
+        self._missing = missing
+        self._crop = crop
+        self.num_classes = _agreed_num_classes(self._dataset, self.label_maps, num_classes)
+        self._look_some_up()
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        with LoadingSample() as sample:
+            item = self._dataset[index]
+            if not isinstance(item, (tuple, list)):
+                raise TypeError(
+                    f"LabelMapDataset expects a dataset of (image, target, ...), and {type(self._dataset).__name__} "
+                    f"returned {type(item).__name__}."
+                )
+            image, target, *rest = item
+            record = self._record(index)
+            if self.transforms is not None:
+                image, label = self._jointly(image, record)
+            else:
+                image, label = self._followed(image, record, sample)
+        if record is None:
+            label = one_hot(torch.tensor(int(target)), self.num_classes).float()
+        elif self.pooling is not None and isinstance(label, LabelMap):
+            label = self.pooling(label)
+        return (image, label, *rest)
+
+    # Only what a script asks the dataset for by name. Dunder methods are looked up on the class and are not passed on:
+    # a forwarded __getitems__ would let a DataLoader fetch from the wrapped dataset, with its hard labels.
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or "_dataset" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self._dataset, name)
+
+    def __repr__(self) -> str:
+        return f"LabelMapDataset({len(self)} images of {type(self._dataset).__name__}, {self.label_maps!r})"
+
+    def _record(self, index: int) -> Any:
+        key = key_of(self._dataset, index, self._key)
+        if self._missing == "onehot" and key not in self.label_maps:
+            return None
+        return self.label_maps[key]
+
+    def _jointly(self, image: Any, record: Any) -> tuple[Any, Any]:
+        """Transform an image and its map together; the label is a map still, or pooled by the pipeline itself."""
+        assert self.transforms is not None
+        label_map = self._map(record, F.get_size(image), ViewBox())
+        image, label = self.transforms(image, label_map)
+        if not isinstance(label, Tensor):
+            raise TypeError(
+                f"The v2 pipeline made {type(label).__name__} of the label map. It must give back (image, LabelMap), "
+                f"or (image, soft label) with PoolLabelMap() in it."
+            )
+        if self._crop == "full":
+            if not isinstance(label, LabelMap):
+                raise ValueError("crop='full' pools the whole image after the pipeline: take PoolLabelMap() out of it.")
+            label = label_map.seen_through(label_map.view_box, label.canvas_size)
+        return image, label
+
+    def _followed(self, image: Any, record: Any, sample: LoadingSample) -> tuple[Any, LabelMap]:
+        """Run the dataset's own pipeline and find out what it left to be seen."""
+        if self.transform is not None:
+            if isinstance(image, PIL.Image.Image):
+                image = TrackedImage.of(image, sample)
+            else:
+                sample.image = image
+            image = self.transform(image)
+        if self._crop == "full":
+            return image, self._map(record, _canvas(image, sample), ViewBox())
+        pipeline = "the pipeline" if self.transform is None else f"the pipeline {_short(self.transform)}"
+        if sample.branched:
+            raise CropNotSeen(
+                f"Several crops were taken of one image by {pipeline}, so it is unknown which of them the label should "
+                f"be for. {_WAYS_OUT}"
+            )
+        if not sample.cropped:
+            raise CropNotSeen(f"No crop was seen while {pipeline} ran, so the label is unknown. {_WAYS_OUT}")
+        if self.pooling is None or self.pooling.output_size != (1, 1):
+            sample.check_unmoved(image, "The end of the pipeline")  # here the label depends on flips after the crop too
+        else:
+            sample.check_size(image, "The end of the pipeline")
+        return image, self._map(record, _canvas(image, sample), sample.view_box)
+
+    def _map(self, record: Any, canvas_size: Sequence[int], view_box: ViewBox) -> LabelMap:
+        """The label map of a record, for an image that shows ``view_box``."""
+        canvas = (int(canvas_size[0]), int(canvas_size[1]))
+        if record is None:  # an image without a map still takes part in the pipeline
+            return _NO_MAP.seen_through(view_box, canvas)
+        if isinstance(record, LabelMap):
+            return record.seen_through(record.view_box.compose(view_box), canvas)
+        header = self.label_maps.header  # type: ignore[attr-defined] # a LabelStore
+        return LabelMap._unchecked(
+            torch.from_numpy(record.scores),
+            torch.from_numpy(record.classes),
+            None if record.residual is None else torch.from_numpy(record.residual),
+            header.num_classes,
+            canvas,
+            _in_covered_part(record.coverage).compose(view_box),
+            header.score_kind,
+        )
+
+    def _look_some_up(self) -> None:
+        """Find out about a store of other images now, and not in a worker after an hour."""
+        if self._missing == "onehot":
+            return
+        last = len(self) - 1
+        for index in sorted({0, last // 2, last} if last >= 0 else ()):
+            key = key_of(self._dataset, index, self._key)
+            if key not in self.label_maps:
+                self.label_maps[key]
+
+
+_NO_MAP = LabelMap(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1, dtype=torch.long), num_classes=1, canvas_size=(1, 1))
+
+
+def _as_loaded(image: Any) -> Any:
+    """The transform of a dataset whose images are transformed by LabelMapDataset."""
+    return image
+
+
+def _without_transform(dataset: Any) -> tuple[Any, Callable[..., Any] | None]:
+    """A shallow copy of a dataset that gives images as they are loaded, and the transform that it had."""
+    if isinstance(dataset, Subset):
+        inner, transform = _without_transform(dataset.dataset)
+        dataset = copy.copy(dataset)
+        dataset.dataset = inner
+        return dataset, transform
+    if isinstance(dataset, ConcatDataset):
+        parts = [_without_transform(part) for part in dataset.datasets]
+        if any(transform is not parts[0][1] for _, transform in parts):
+            raise ValueError(
+                "The parts of this ConcatDataset have different transforms. Wrap each part in a LabelMapDataset and "
+                "concatenate those."
+            )
+        dataset = copy.copy(dataset)
+        dataset.datasets = [part for part, _ in parts]
+        return dataset, parts[0][1]
+    if not hasattr(dataset, "transform"):
+        return dataset, None  # it transforms inside itself, if at all: RandomResizedCropWithLabelMap tells its crop
+    dataset = copy.copy(dataset)
+    transform = dataset.transform
+    dataset.transform = _as_loaded
+    if isinstance(getattr(dataset, "transforms", None), StandardTransform):
+        # torchvision keeps the transform in a second place, from where some of its datasets call it.
+        dataset.transforms = StandardTransform(_as_loaded, dataset.target_transform)
+    elif getattr(dataset, "transforms", None) is not None:
+        raise ValueError(
+            f"{type(dataset).__name__} was created with transforms=, for images and targets together. Give the "
+            f"pipeline to LabelMapDataset(..., transforms=) instead, where it gets images and label maps together."
+        )
+    return dataset, transform
+
+
+def _report(findings: Sequence[Finding]) -> None:
+    """Raise for steps that a label map does not survive, warn of those that it follows only roughly."""
+    broken = [str(finding) for finding in findings if finding.breaks]
+    if broken:
+        raise UntrackedTransformError("This pipeline would lose its label maps:\n" + "\n".join(broken))
+    for finding in findings:
+        warnings.warn(str(finding), stacklevel=3)
+
+
+def _agreed_num_classes(dataset: Any, label_maps: Mapping[str, Any], num_classes: int | None) -> int:
+    """How many classes a label has, if dataset, store and caller agree."""
+    header = getattr(label_maps, "header", None)
+    if header is None:
+        header = next(iter(label_maps.values()), None)
+    if header is None:
+        raise ValueError("There are no label maps in the mapping given.")
+    stored = int(header.num_classes)
+    if num_classes is not None and num_classes != stored:
+        raise ValueError(
+            f"num_classes={num_classes} was asked for, and the label maps have {stored} classes. The model to be "
+            f"trained needs {stored} outputs, or the images need an annotator of {num_classes} classes."
+        )
+    leaf = dataset
+    while isinstance(leaf, (Subset, ConcatDataset)):
+        leaf = leaf.dataset if isinstance(leaf, Subset) else leaf.datasets[0]
+    classes = getattr(leaf, "classes", None)
+    if num_classes is None and classes is not None and len(classes) != stored:
+        raise ValueError(
+            f"The label maps have {stored} classes and the dataset has {len(classes)}. If the model to be trained has "
+            f"{stored} outputs, say so: LabelMapDataset(..., num_classes={stored}). Otherwise annotate the images with "
+            f"a model of {len(classes)} classes."
+        )
+    theirs, ours = getattr(header, "class_to_idx", None), getattr(leaf, "class_to_idx", None)
+    if theirs and ours and classes is not None and len(classes) == stored:
+        for name in sorted(theirs.keys() & ours.keys()):
+            if theirs[name] != ours[name]:
+                raise ValueError(
+                    f"Class folder {name!r} had index {theirs[name]} when the images were annotated and has "
+                    f"{ours[name]} in this dataset, so its labels would mean other classes. Use the folders that were "
+                    f"annotated ({len(theirs)} of them, here are {len(ours)}), or annotate these."
+                )
+    return stored
+
+
+def _in_covered_part(coverage: tuple[float, float, float, float]) -> ViewBox:
+    """The whole image, in the frame of the part of it that a map covers."""
+    x1, y1, x2, y2 = coverage
+    return ViewBox(-x1 / (x2 - x1), -y1 / (y2 - y1), (1 - x1) / (x2 - x1), (1 - y1) / (y2 - y1))
+
+
+def _canvas(image: Any, sample: LoadingSample) -> Sequence[int]:
+    """The size (H, W) of what came out of a pipeline: an image, or something made of the image last seen."""
+    for candidate in (image, sample.image):
+        if isinstance(candidate, (Tensor, PIL.Image.Image)):
+            return F.get_size(candidate)
+    shape = getattr(image, "shape", ())
+    return shape[:2] if len(shape) >= 2 else (1, 1)
+
+
+def _short(pipeline: Any) -> str:
+    text = " ".join(repr(pipeline).split())
+    return text if len(text) <= 300 else text[:297] + "..."

@@ -1,0 +1,104 @@
+"""check_pipeline: steps of a pipeline that would leave the label map behind without a word from torchvision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torchvision import transforms as v1
+from torchvision.transforms import v2
+
+from torchrelabel.transforms._refusals import REFUSED, refusal
+from torchrelabel.transforms.pool import PoolLabelMap
+
+__all__ = ["Finding", "check_pipeline"]
+
+_AUTO_AUGMENT = (
+    "{name} moves pixels of the image alone (it shears, shifts and rotates), and torchvision does not tell the label "
+    "map. The label stays that of the crop, as in the ReLabel paper. Leave it in if that is what you want."
+)
+_MIXES = "{name} mixes images of a batch and does not know label maps. Use {name}WithLabelMap on the collated batch."
+_PURE = "ToPureTensor strips the label map of its view box. Put PoolLabelMap() before it, or leave it out."
+_V1 = (
+    "{name} is a transform of torchvision.transforms, which takes an image alone. Use "
+    "torchvision.transforms.v2.{name}, which takes the label map along."
+)
+_KNOWN: dict[type, tuple[str, bool]] = {
+    v2.RandAugment: (_AUTO_AUGMENT, False),
+    v2.AutoAugment: (_AUTO_AUGMENT, False),
+    v2.TrivialAugmentWide: (_AUTO_AUGMENT, False),
+    v2.AugMix: (_AUTO_AUGMENT, False),
+    v2.CutMix: (_MIXES, True),
+    v2.MixUp: (_MIXES, True),
+    v2.ToPureTensor: (_PURE, True),
+    **{getattr(v2, transform): (refusal(functional), True) for functional, (_, transform) in REFUSED.items()},
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One step of a pipeline that a label map does not survive, or does not follow.
+
+    Attributes:
+        where: The step's place, such as ``"[2].transforms[0]"``.
+        transform: Its class name.
+        breaks: True if the label is lost or the step raises; False if the label is kept but is only approximate.
+        message: What happens, and what to do.
+    """
+
+    where: str
+    transform: str
+    breaks: bool
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.where} {self.transform}: {self.message}"
+
+
+def check_pipeline(pipeline: Any) -> list[Finding]:
+    """Find the steps of a v2 pipeline that would not take a label map along.
+
+    torchvision lets types that a transform does not know through unchanged and without a warning, and some transforms
+    never look for a kernel. This walks containers (``Compose``, ``RandomApply``, ``RandomChoice``, ``RandomOrder``,
+    ``nn.Sequential``, lists) in order, up to the first :class:`PoolLabelMap`. It cannot look into functions and
+    lambdas.
+
+    Args:
+        pipeline: A transform, or a list of them.
+
+    Returns:
+        What was found, in the order of the pipeline; an empty list if every known step takes the map along.
+
+    Example:
+        >>> for finding in check_pipeline(v2.Compose([v2.RandomRotation(10)])):
+        ...     print(finding)
+        [0] RandomRotation: rotate (v2.RandomRotation) rotates the image, and the view box of a LabelMap is ...
+    """
+    findings = []
+    for where, step in _steps(pipeline, ""):
+        if isinstance(step, PoolLabelMap):
+            break  # from here on the label is a tensor that nothing has to follow
+        name = type(step).__name__
+        for known, (message, breaks) in _KNOWN.items():
+            if isinstance(step, known):
+                findings.append(Finding(where or "pipeline", name, breaks, message.format(name=name)))
+                break
+        else:
+            if type(step).__module__.startswith("torchvision.transforms.") and not isinstance(step, v2.Transform):
+                findings.append(Finding(where or "pipeline", name, True, _V1.format(name=name)))
+    return findings
+
+
+def _steps(step: Any, where: str) -> Iterator[tuple[str, Any]]:
+    """The leaves of a pipeline, each with its place."""
+    if isinstance(step, (list, tuple, nn.Sequential, nn.ModuleList)):
+        for i, inner in enumerate(step):
+            yield from _steps(inner, f"{where}[{i}]")
+    elif isinstance(step, (v1.Compose, v2.Compose)):
+        yield from _steps(list(step.transforms), where)
+    elif isinstance(getattr(step, "transforms", None), (list, tuple, nn.ModuleList)):
+        yield from _steps(list(step.transforms), f"{where}.transforms")
+    else:
+        yield where, step
