@@ -1,0 +1,290 @@
+"""StoreHeader: what all records of a store share, and the file that holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from torchrelabel.errors import StoreError
+from torchrelabel.store.codecs import CODECS
+from torchrelabel.store.files import replace_file
+from torchrelabel.store.layout import (
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    HEADER_FILE,
+    MAX_CLASSES,
+    MAX_GRID_SIDE,
+    MAX_HEADER_BYTES,
+    MAX_SHARDS,
+)
+from torchrelabel.store.record import WHOLE_IMAGE, Box, check_box
+
+SCORE_KINDS = ("logit", "probability")
+
+# What two runs that write to one store must agree on. The dataset is not among them: adding images changes it.
+SETTINGS = ("num_classes", "top_k", "codec", "score_kind", "residual", "coverage", "shards")
+DESCRIPTIONS = ("grid", "annotator", "class_names", "class_to_idx")
+
+
+@dataclass(frozen=True)
+class StoreHeader:
+    """What all records of a store share.
+
+    Attributes:
+        num_classes: ``C``, the number of classes of the annotator.
+        top_k: ``K``, the number of classes kept in each cell.
+        codec: ``"float16"`` or ``"uint8"``, how records are encoded.
+        score_kind: ``"logit"`` or ``"probability"``.
+        residual: Whether each record has a residual.
+        coverage: Part of each image that its map covers: ``"whole"``, a box ``(x1, y1, x2, y2)`` in fractions of the
+            image, or ``"record"`` where every record has a box of its own. A record's own box always comes first.
+        grid: ``(h, w)`` of the annotator's usual grid, or None; each record has its own.
+        annotator: Who made the maps: model, weights digest, input size, resize mode, mean, std, interpolation, ...
+        class_names: A name for each of the ``C`` classes, or None.
+        class_to_idx: The dataset's folder-to-index table, or None.
+        shards: Number of LMDB files.
+        finished: Numbers of the shards whose writers have finished.
+        dataset: ``count`` and ``fingerprint`` of the annotated dataset, as far as known.
+        format_version: Version of the format.
+        extra: Fields that a later release of the same version added.
+
+    Example:
+        >>> header = StoreHeader(num_classes=1000, top_k=5)
+        >>> header.codec, header.complete
+        ('float16', False)
+    """
+
+    num_classes: int
+    top_k: int
+    codec: str = "float16"
+    score_kind: str = "logit"
+    residual: bool = False
+    coverage: str | Box = "whole"
+    grid: tuple[int, int] | None = None
+    annotator: dict[str, Any] = field(default_factory=dict)
+    class_names: tuple[str, ...] | None = None
+    class_to_idx: dict[str, int] | None = None
+    shards: int = 1
+    finished: tuple[int, ...] = ()
+    dataset: dict[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse what no reader could use.
+
+        Raises:
+            ValueError: If a field is out of its bounds, naming it.
+        """
+        if not _is_int(self.num_classes, 1, MAX_CLASSES):
+            raise ValueError(f"num_classes is 1 to {MAX_CLASSES}, got {self.num_classes!r}")
+        if not _is_int(self.top_k, 1, self.num_classes):
+            raise ValueError(f"top_k is 1 to num_classes = {self.num_classes}, got {self.top_k!r}")
+        if self.codec not in CODECS:
+            raise ValueError(f"codec is one of {', '.join(map(repr, CODECS))}, got {self.codec!r}")
+        if self.score_kind not in SCORE_KINDS:
+            raise ValueError(f"score_kind is one of {', '.join(map(repr, SCORE_KINDS))}, got {self.score_kind!r}")
+        if not isinstance(self.residual, bool):
+            raise ValueError(f"residual is True or False, got {self.residual!r}")
+        if self.residual and self.top_k == self.num_classes:
+            raise ValueError(f"top_k = num_classes = {self.top_k} keeps every class, so residual must be False")
+        if self.coverage not in ("whole", "record"):
+            if isinstance(self.coverage, str):
+                raise ValueError(f"coverage is 'whole', 'record' or a box (x1, y1, x2, y2), got {self.coverage!r}")
+            object.__setattr__(self, "coverage", check_box(self.coverage))
+        if self.grid is not None:
+            object.__setattr__(self, "grid", _checked_grid(self.grid))
+        if not isinstance(self.annotator, Mapping) or not isinstance(self.dataset, Mapping):
+            raise ValueError(f"annotator and dataset are maps, got {self.annotator!r} and {self.dataset!r}")
+        if self.class_names is not None:
+            object.__setattr__(self, "class_names", _checked_names(self.class_names, self.num_classes))
+        if self.class_to_idx is not None:
+            _check_table(self.class_to_idx)
+        if not _is_int(self.shards, 1, MAX_SHARDS):
+            raise ValueError(f"shards is 1 to {MAX_SHARDS}, got {self.shards!r}")
+        object.__setattr__(self, "finished", _checked_shards(self.finished, self.shards))
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard's writer has finished."""
+        return len(self.finished) == self.shards
+
+    @property
+    def default_box(self) -> Box:
+        """The part of the image that a map without a box of its own covers, xyxy in fractions."""
+        return WHOLE_IMAGE if isinstance(self.coverage, str) else self.coverage
+
+    def to_bytes(self) -> bytes:
+        """The header as msgpack.
+
+        Raises:
+            TypeError: If ``annotator`` or ``dataset`` holds something that msgpack has no type for.
+            ValueError: If the header is larger than 16 MiB.
+        """
+        named = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in _RENAMED}
+        content = {"format": FORMAT_NAME, "version": self.format_version, **named, **self.extra}
+        try:
+            packed: bytes = msgpack.packb(content, unicode_errors="surrogateescape")
+        except (TypeError, OverflowError) as error:
+            raise TypeError(
+                f"a store's header holds strings, numbers, booleans, None, lists and maps of these: {error}"
+            ) from None
+        if len(packed) > MAX_HEADER_BYTES:
+            raise ValueError(f"a store's header has at most {MAX_HEADER_BYTES} bytes, got {len(packed)}")
+        return packed
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> StoreHeader:
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            ValueError: If the bytes are no header that this release understands.
+        """
+        try:
+            values = msgpack.unpackb(
+                content,
+                unicode_errors="surrogateescape",
+                max_str_len=2**20,
+                max_bin_len=2**20,
+                max_array_len=2**22,
+                max_map_len=2**22,
+                max_ext_len=0,
+            )
+        except (ValueError, msgpack.UnpackException) as error:  # ValueError covers msgpack's own format errors
+            raise ValueError(f"it is no msgpack map ({type(error).__name__}: {error})") from None
+        if not isinstance(values, dict):
+            raise ValueError(f"it holds a {type(values).__name__} instead of a map")
+        name, version = values.pop("format", None), values.pop("version", None)
+        if name != FORMAT_NAME:
+            raise ValueError(f"its format is {name!r}, and a label store says {FORMAT_NAME!r}")
+        if not _is_int(version, 1, FORMAT_VERSION):
+            raise ValueError(
+                f"its format version is {version!r}, and this release of torchrelabel reads up to version "
+                f"{FORMAT_VERSION}; update torchrelabel"
+            )
+        known = {item.name for item in fields(cls)} - _RENAMED
+        missing = sorted(known - values.keys())
+        if missing:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+        extra = {name: values.pop(name) for name in list(values) if name not in known}
+        try:
+            return cls(**values, format_version=version, extra=extra)
+        except TypeError as error:  # a list where a string belongs, and the like
+            raise ValueError(f"a field has a wrong type: {error}") from None
+
+    def differences(self, given: StoreHeader) -> list[str]:
+        """Every setting in which another header differs, as ``name: ours, now theirs``.
+
+        A description that ``given`` leaves out (no annotator, no class names, ...) is no difference.
+        """
+        different = [name for name in SETTINGS if getattr(self, name) != getattr(given, name)]
+        lines = [f"{name}: {getattr(self, name)!r}, now {getattr(given, name)!r}" for name in different]
+        for name in DESCRIPTIONS:
+            old, new = getattr(self, name), getattr(given, name)
+            if not new or old == new:
+                continue
+            if name == "annotator":
+                both = sorted(old.keys() | new.keys())
+                lines += [
+                    f"annotator.{part}: {_short(old.get(part))}, now {_short(new.get(part))}"
+                    for part in both
+                    if old.get(part) != new.get(part)
+                ]
+            else:
+                lines.append(f"{name}: {_short(old)}, now {_short(new)}")
+        return lines
+
+
+# The two fields that carry another name, or none, on disk.
+_RENAMED = {"format_version", "extra"}
+
+
+def read_header(directory: Path) -> StoreHeader:
+    """Read the header of a store.
+
+    Raises:
+        StoreError: If ``directory`` is no label store that this release understands, saying why.
+    """
+    path = directory / HEADER_FILE
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_HEADER_BYTES + 1)
+    except FileNotFoundError:
+        raise StoreError(_why_no_store(directory)) from None
+    except NotADirectoryError:
+        raise StoreError(_why_no_store(directory)) from None
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from error
+    if len(content) > MAX_HEADER_BYTES:
+        raise StoreError(f"{path} is larger than {MAX_HEADER_BYTES} bytes, which no label store's header is")
+    try:
+        return StoreHeader.from_bytes(content)
+    except ValueError as error:
+        raise StoreError(f"{path} is no header of a label store that can be read: {error}") from None
+
+
+def write_header(directory: Path, header: StoreHeader) -> None:
+    """Write the header of a store so that a crash leaves the old one or the new one, never half of one.
+
+    Call it only while holding the header's lock.
+
+    Raises:
+        StoreError: If the file system refuses, for instance since no space is left.
+    """
+    replace_file(directory / HEADER_FILE, header.to_bytes())
+
+
+def _why_no_store(directory: Path) -> str:
+    if not directory.exists():
+        return f"{directory} does not exist; give the directory of a label store, as `torchrelabel annotate` writes it"
+    if not directory.is_dir():
+        return f"{directory} is a file, and a label store is a directory that holds {HEADER_FILE}"
+    names = sorted(entry.name for entry in directory.iterdir())[:4]
+    if not names:
+        return f"{directory} is an empty directory, and a label store holds {HEADER_FILE}"
+    return f"{directory} is no label store: it holds no {HEADER_FILE}, but {', '.join(names)}"
+
+
+def _is_int(value: object, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _checked_grid(grid: Any) -> tuple[int, int]:
+    try:
+        rows, columns = grid
+    except (TypeError, ValueError):
+        raise ValueError(f"grid is (h, w) or None, got {grid!r}") from None
+    if not (_is_int(rows, 1, MAX_GRID_SIDE) and _is_int(columns, 1, MAX_GRID_SIDE)):
+        raise ValueError(f"grid is (h, w) with 1 to {MAX_GRID_SIDE} cells each way, got {grid!r}")
+    return rows, columns
+
+
+def _checked_names(names: Any, num_classes: int) -> tuple[str, ...]:
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"class_names are strings, got {_short(names)}")
+    if len(names) != num_classes:
+        raise ValueError(f"class_names has a name for each of the {num_classes} classes, got {len(names)}")
+    return tuple(names)
+
+
+def _check_table(table: Any) -> None:
+    if not isinstance(table, dict):
+        raise ValueError(f"class_to_idx is a map from folder to index, got {_short(table)}")
+    for folder, index in table.items():
+        if not isinstance(folder, str) or not _is_int(index, 0, MAX_CLASSES):
+            raise ValueError(f"class_to_idx maps folder names to indices, got {folder!r}: {index!r}")
+
+
+def _checked_shards(shards: Any, count: int) -> tuple[int, ...]:
+    if not isinstance(shards, (list, tuple)) or not all(_is_int(shard, 0, count - 1) for shard in shards):
+        raise ValueError(f"shard numbers are 0 to {count - 1}, got {_short(shards)}")
+    return tuple(sorted(set(shards)))
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."

@@ -1,0 +1,116 @@
+"""Names, keys and limits of a label store: where each label map lies, before any codec looks at it."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+
+FORMAT_NAME = "torchrelabel.store"
+FORMAT_VERSION = 1
+
+HEADER_FILE = "header.msgpack"
+HEADER_LOCK_FILE = "header.lock"
+
+MAX_HEADER_BYTES = 16 * 1024 * 1024
+MAX_CLASSES = 2**31 - 1  # class indices are returned as int32
+MAX_SHARDS = 4096
+MAX_GRID_SIDE = 2**16 - 1  # h and w are 16 bits wide
+MAX_VALUES = 2**26  # K x h x w of one record
+MAX_KEY_BYTES = 2**16 - 1  # a key's length is 16 bits wide where it stands in a value
+MAX_LMDB_KEY_BYTES = 511  # LMDB's own limit, as it is compiled by default
+
+BOOKKEEPING_PREFIX = b"\x00"
+FAILURE_PREFIX = b"\x00f"
+DIGEST_PREFIX = b"\x01"
+FIRST_IMAGE_KEY = b"\x02"
+
+_KEY_LENGTH = struct.Struct("<H")
+
+
+def shard_file(shard: int) -> str:
+    """Name of the LMDB file of one shard, inside the store's directory."""
+    return f"shard-{shard:05d}.mdb"
+
+
+def shard_lock_file(shard: int) -> str:
+    """Name of the file that the writer of one shard locks."""
+    return f"shard-{shard:05d}.lock"
+
+
+def encode_key(key: str) -> bytes:
+    """Turn an image's path into the bytes that name it in a store.
+
+    Args:
+        key: Path relative to the dataset root, ``/`` separators, extension kept. File names that are not UTF-8
+            survive, since they carry their odd bytes as surrogates (``surrogateescape``, as ``os.fsdecode`` does).
+
+    Raises:
+        TypeError: If ``key`` is no string.
+        ValueError: If ``key`` is empty, absolute, longer than 65535 bytes, holds a NUL, or begins with the byte 0x01.
+    """
+    if not isinstance(key, str):
+        raise TypeError(f"a key is the path of an image as a string, got {type(key).__name__} {key!r}")
+    if not key:
+        raise ValueError("a key is the path of an image relative to the dataset root, got an empty string")
+    if key[0] == "/":
+        raise ValueError(f"a key is a path relative to the dataset root, got the absolute path {key!r}")
+    if "\x00" in key or key[0] == "\x01":
+        raise ValueError(f"a key must not hold a NUL nor begin with the byte 0x01, got {key!r}")
+    try:
+        name = key.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"a key must be text that UTF-8 can hold, got {key!r}: {error.reason}") from None
+    if len(name) > MAX_KEY_BYTES:
+        raise ValueError(f"a key has at most {MAX_KEY_BYTES} bytes, got {len(name)} bytes: {key[:60]!r}...")
+    return name
+
+
+def decode_key(name: bytes) -> str:
+    """Turn the bytes that name an image back into its path; the inverse of `encode_key`."""
+    return name.decode("utf-8", "surrogateescape")
+
+
+def shard_of(key: str | bytes, shards: int) -> int:
+    """Number of the shard that holds an image's label map: ``crc32(key) % shards``.
+
+    Example:
+        >>> shard_of("n01440764/n01440764_10026.JPEG", 8)
+        5
+    """
+    name = key if isinstance(key, bytes) else encode_key(key)
+    return zlib.crc32(name) % shards
+
+
+def is_long(name: bytes) -> bool:
+    """Whether a key is too long for LMDB, so that its digest stands in for it."""
+    return len(name) > MAX_LMDB_KEY_BYTES
+
+
+def record_key(name: bytes) -> bytes:
+    """The LMDB key of a record: the key's own bytes, or ``01`` and their SHA-256 where LMDB's limit is."""
+    return DIGEST_PREFIX + hashlib.sha256(name).digest() if is_long(name) else name
+
+
+def failure_key(name: bytes) -> bytes:
+    """The LMDB key of a failure: ``00 66`` and the SHA-256 of the key's bytes."""
+    return FAILURE_PREFIX + hashlib.sha256(name).digest()
+
+
+def join_named(name: bytes, rest: bytes) -> bytes:
+    """Put a key in front of a value, for values whose LMDB key is a digest."""
+    return _KEY_LENGTH.pack(len(name)) + name + rest
+
+
+def split_named(value: memoryview) -> tuple[bytes, memoryview]:
+    """Split a value made by `join_named` into the key and the rest.
+
+    Raises:
+        ValueError: If the value is shorter than the key that it announces.
+    """
+    if len(value) < 2:
+        raise ValueError(f"a value that carries its key has at least 2 bytes, got {len(value)}")
+    (length,) = _KEY_LENGTH.unpack_from(value)
+    if len(value) < 2 + length:
+        raise ValueError(f"the value announces a key of {length} bytes and has {len(value) - 2} left")
+    return bytes(value[2 : 2 + length]), value[2 + length :]
