@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from torchrelabel.pooling import LabelPooling as LabelPooling
     from torchrelabel.store import LabelStore as LabelStore
     from torchrelabel.store import LabelStoreWriter as LabelStoreWriter
+    from torchrelabel.transforms import CutMixWithLabelMap as CutMixWithLabelMap
+    from torchrelabel.transforms import MixUpWithLabelMap as MixUpWithLabelMap
     from torchrelabel.transforms import PoolLabelMap as PoolLabelMap
     from torchrelabel.transforms import RandomResizedCropWithLabelMap as RandomResizedCropWithLabelMap
     from torchrelabel.transforms import check_pipeline as check_pipeline
@@ -28,12 +30,14 @@ if TYPE_CHECKING:
 # Public name -> the module that defines it, loaded when the name is first used: `torchrelabel info` needs no torch, and
 # a training script needs neither timm nor lmdb before it opens a store.
 _PUBLIC = {
+    "CutMixWithLabelMap": "torchrelabel.transforms",
     "LabelMap": "torchrelabel.label_map",
     "LabelMapBatch": "torchrelabel.label_map",
     "LabelMapDataset": "torchrelabel.data.dataset",
     "LabelPooling": "torchrelabel.pooling",
     "LabelStore": "torchrelabel.store",
     "LabelStoreWriter": "torchrelabel.store",
+    "MixUpWithLabelMap": "torchrelabel.transforms",
     "PoolLabelMap": "torchrelabel.transforms",
     "RandomResizedCropWithLabelMap": "torchrelabel.transforms",
     "ViewBox": "torchrelabel.view_box",
@@ -42,6 +46,7 @@ _PUBLIC = {
 
 __all__ = [
     "CropNotSeen",
+    "CutMixWithLabelMap",
     "DamagedRecord",
     "LabelMap",
     "LabelMapBatch",
@@ -50,6 +55,7 @@ __all__ = [
     "LabelStore",
     "LabelStoreWriter",
     "MissingLabelMap",
+    "MixUpWithLabelMap",
     "PoolLabelMap",
     "RandomResizedCropWithLabelMap",
     "SettingsDiffer",

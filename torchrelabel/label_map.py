@@ -78,7 +78,13 @@ class LabelMap(TVTensor):
         if residual is not None:
             residual = torch.as_tensor(residual, device=scores.device)
         _check_parts(scores, classes, residual, num_classes, score_kind)
-        if len(canvas_size) != 2 or min(canvas_size) < 1:
+        lowest, highest = (int(bound) for bound in classes.long().aminmax())
+        if lowest < 0 or highest >= num_classes:
+            raise ValueError(
+                f"The classes of a label map go from 0 to num_classes - 1 = {num_classes - 1}, "
+                f"got {lowest if lowest < 0 else highest}."
+            )
+        if not isinstance(canvas_size, Sequence) or len(canvas_size) != 2 or min(canvas_size) < 1:
             raise ValueError(f"canvas_size is the (H, W) of the image in pixels, got {canvas_size!r}.")
         if not isinstance(view_box, ViewBox):
             raise TypeError(f"view_box must be a ViewBox, got {view_box!r}.")
@@ -149,6 +155,12 @@ class LabelMap(TVTensor):
             output, classes, residual, source.num_classes, source.canvas_size, source.view_box, source.score_kind
         )
 
+    @classmethod
+    def wrap(cls, tensor: Tensor, like: LabelMap, **changes: Any) -> LabelMap:
+        """What ``torchvision.tv_tensors.wrap(tensor, like=label_map)`` gives since torchvision 0.28."""
+        parts = {name: getattr(like, name) for name in _METADATA}
+        return cls._unchecked(tensor, **{**parts, **changes})
+
     def clone(self, *, memory_format: torch.memory_format = torch.preserve_format) -> LabelMap:
         """A copy that shares no memory with this map."""
         cloned: LabelMap = super().clone(memory_format=memory_format)
@@ -203,7 +215,8 @@ class LabelMapBatch:
         score_kind: ``"logit"`` or ``"probability"``.
 
     Raises:
-        TypeError, ValueError: As :class:`LabelMap`.
+        TypeError, ValueError: As :class:`LabelMap`, but for the numbers of the classes: to look at them would wait for
+            a GPU.
     """
 
     def __init__(
@@ -224,6 +237,7 @@ class LabelMapBatch:
                 f"A batch of {scores.shape[0]} label maps needs as many view boxes [B, 4] and canvas sizes, "
                 f"got {tuple(view_boxes.shape)} and {len(canvas_sizes)}."
             )
+        _check_parts(scores, classes, residual, num_classes, score_kind, batch=True)
         self.scores = scores
         self.classes = classes
         self.residual = residual
@@ -284,7 +298,8 @@ class LabelMapBatch:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, int):
+        if hasattr(index, "__index__") and getattr(index, "ndim", 0) == 0:  # also of NumPy, and a tensor of one number
+            index = int(index)
             if not -len(self) <= index < len(self):
                 raise IndexError(f"There are {len(self)} label maps in this batch, asked for number {index}.")
             return LabelMap._unchecked(
@@ -348,6 +363,7 @@ class LabelMapBatch:
             and self.num_classes == other.num_classes
             and self.score_kind == other.score_kind
             and self.canvas_sizes == other.canvas_sizes
+            and self.scores.dtype == other.scores.dtype
             and torch.equal(self.view_boxes, other.view_boxes)
             and torch.equal(self.scores, other.scores)
             and torch.equal(self.classes, other.classes)
@@ -364,7 +380,17 @@ class LabelMapBatch:
         )
 
 
-def _check_parts(scores: Tensor, classes: Tensor, residual: Tensor | None, num_classes: int, score_kind: str) -> None:
+def _check_parts(
+    scores: Tensor,
+    classes: Tensor,
+    residual: Tensor | None,
+    num_classes: int,
+    score_kind: str,
+    *,
+    batch: bool = False,
+) -> None:
+    """Raise if types or shapes disagree. Values are not looked at: on a GPU that would wait for it."""
+    what, first = ("a batch of label maps", "B, ") if batch else ("a label map", "")
     if not scores.is_floating_point():
         raise TypeError(f"The scores of a label map are floating point, got {scores.dtype}.")
     if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
@@ -372,26 +398,20 @@ def _check_parts(scores: Tensor, classes: Tensor, residual: Tensor | None, num_c
             f"The classes of a label map are integers, got {classes.dtype}. Indices kept as floating point are exact "
             f"only up to 2048 in half precision: convert them with .long() after checking that."
         )
-    if scores.ndim != 3 or 0 in scores.shape or scores.shape != classes.shape:
+    if scores.ndim != 3 + batch or 0 in scores.shape[-3:] or scores.shape != classes.shape:
         raise ValueError(
-            f"Scores and classes of a label map have one shape [K, h, w], "
+            f"Scores and classes of {what} have one shape [{first}K, h, w], "
             f"got {tuple(scores.shape)} and {tuple(classes.shape)}."
         )
-    if residual is not None and residual.shape != scores.shape[1:]:
+    k, grid = scores.shape[-3], (*scores.shape[:-3], *scores.shape[-2:])
+    if residual is not None and residual.shape != grid:
         raise ValueError(
-            f"The residual of a label map has the shape of its grid, [h, w] = {tuple(scores.shape[1:])}, "
-            f"got {tuple(residual.shape)}."
+            f"The residual of {what} has the shape of its grid, [{first}h, w] = {grid}, got {tuple(residual.shape)}."
         )
     if score_kind not in SCORE_KINDS:
         raise ValueError(f"score_kind is one of {', '.join(map(repr, SCORE_KINDS))}, got {score_kind!r}.")
-    if num_classes < scores.shape[0]:
-        raise ValueError(f"A label map cannot keep {scores.shape[0]} classes a cell out of {num_classes}.")
-    lowest, highest = (int(bound) for bound in classes.long().aminmax())
-    if lowest < 0 or highest >= num_classes:
-        raise ValueError(
-            f"The classes of a label map go from 0 to num_classes - 1 = {num_classes - 1}, "
-            f"got {lowest if lowest < 0 else highest}."
-        )
+    if num_classes < k:
+        raise ValueError(f"A label map cannot keep {k} classes a cell out of {num_classes}.")
 
 
 def _collate_label_maps(batch: Sequence[LabelMap], *, collate_fn_map: Mapping[Any, Any] | None = None) -> LabelMapBatch:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,6 +17,11 @@ __all__ = ["LabelPooling", "dense_scores", "pool_dense"]
 
 _FILLS = ("zero", "residual")
 _ACTIVATIONS = ("auto", "softmax", "argmax", None)
+
+# RoIAlign takes as many samples along a side as it has cells, rounded up. A side of just three cells would take three
+# or four by a rounding error, so each box is made this much smaller, as a fraction of the image: a few times the error
+# of single precision.
+_HAIR = 1e-7
 
 
 class LabelPooling(nn.Module):
@@ -74,53 +81,46 @@ class LabelPooling(nn.Module):
 
     def forward(self, label_maps: LabelMap | LabelMapBatch) -> Tensor:
         """See the class."""
-        scores, classes, residual, view_boxes = _batched(label_maps)
-        pooled = self.pool(scores, classes, residual, view_boxes, label_maps.num_classes, label_maps.score_kind)
+        _check_type(label_maps)
+        pooled = self._pool(label_maps, _cell_weights(label_maps, self.output_size))
+        if self.output_size == (1, 1):
+            pooled = pooled[:, 0]
+        else:
+            pooled = pooled.transpose(1, 2).reshape(pooled.shape[0], label_maps.num_classes, *self.output_size)
         label = self.activate(pooled, label_maps.score_kind)
         return label if isinstance(label_maps, LabelMapBatch) else label[0]
 
-    def pool(
-        self,
-        scores: Tensor,
-        classes: Tensor,
-        residual: Tensor | None,
-        view_boxes: Tensor,
-        num_classes: int,
-        score_kind: str = "logit",
-    ) -> Tensor:
-        """The pooled scores before the activation, from the parts of a batch.
+    def pool_cells(self, label_maps: LabelMap | LabelMapBatch, weights: Tensor) -> Tensor:
+        """The pooled scores of a region that is no box, from how much each cell counts in it.
 
         Args:
-            scores: ``[B, K, h, w]``.
-            classes: ``[B, K, h, w]``.
-            residual: ``[B, h, w]`` or None.
-            view_boxes: ``[B, 4]``, xyxy, fractions of the annotated images.
-            num_classes: ``C``.
-            score_kind: ``"logit"`` or ``"probability"``.
+            label_maps: One map, or a batch of them.
+            weights: ``[h, w]``, or ``[B, h, w]`` for a batch, summing to one.
 
         Returns:
-            ``[B, C]``, or ``[B, C, gh, gw]`` for a grid, float32.
+            ``[C]`` or ``[B, C]``, float32, before the activation.
 
         Raises:
             ValueError: If ``fill="residual"`` and there is no residual.
         """
-        b, k, h, w = scores.shape
-        rows, columns = _cell_weights(view_boxes, (h, w), self.output_size)  # [B, gh, h], [B, gw, w]
-        tokens = self.output_size[0] * self.output_size[1]
-        # [B, gh, gw, h, w]: how much each cell counts for each token.
-        weights = rows[:, :, None, :, None] * columns[:, None, :, None, :]
-        scores = scores.float()
+        _check_type(label_maps)
+        if isinstance(label_maps, LabelMapBatch):
+            return self._pool(label_maps, weights.flatten(1)[:, None])[:, 0]
+        return self._pool(label_maps, weights.reshape(1, 1, -1))[0, 0]
+
+    def _pool(self, label_maps: LabelMap | LabelMapBatch, weights: Tensor) -> Tensor:
+        """Sum the scores of each class over the cells, weighted by ``[B, T, h * w]`` for T tokens: ``[B, T, C]``."""
+        b, tokens, cells = weights.shape
+        k, num_classes = label_maps.scores.shape[-3], label_maps.num_classes
+        scores = label_maps.scores.float().reshape(b, 1, k, cells)
         pooled = scores.new_zeros(b, tokens, num_classes)
         if self.fill == "residual" and k < num_classes:
-            base = _share_of_residual(residual, num_classes - k, score_kind)  # [B, h, w]
-            pooled = pooled + (weights * base[:, None, None]).sum((3, 4)).reshape(b, tokens, 1)
+            base = _share_of_residual(label_maps, num_classes - k).reshape(b, 1, cells)
+            pooled = pooled + (weights * base).sum(2, keepdim=True)
             scores = scores - base[:, None]
-        weighted = weights.reshape(b, tokens, 1, h * w) * scores.reshape(b, 1, k, h * w)
-        index = classes.long().reshape(b, 1, k * h * w).expand(b, tokens, k * h * w)
-        pooled = pooled.scatter_add(2, index, weighted.reshape(b, tokens, k * h * w))
-        if self.output_size == (1, 1):
-            return pooled[:, 0]
-        return pooled.transpose(1, 2).reshape(b, num_classes, *self.output_size)
+        weighted = (weights[:, :, None] * scores).reshape(b, tokens, k * cells)
+        index = label_maps.classes.long().reshape(b, 1, k * cells).expand(b, tokens, k * cells)
+        return pooled.scatter_add(2, index, weighted)
 
     def activate(self, pooled: Tensor, score_kind: str = "logit") -> Tensor:
         """Turn pooled scores, ``[B, C]`` or ``[B, C, gh, gw]``, into labels of the same shape.
@@ -164,13 +164,13 @@ def dense_scores(label_maps: LabelMap | LabelMapBatch, fill: str = "zero") -> Te
     Raises:
         ValueError: If ``fill="residual"`` and the maps have no residual.
     """
-    scores, classes, residual, _ = _batched(label_maps)
-    b, k, h, w = scores.shape
-    dense = scores.new_zeros(b, label_maps.num_classes, h, w, dtype=torch.float32)
-    if fill == "residual" and k < label_maps.num_classes:
-        dense += _share_of_residual(residual, label_maps.num_classes - k, label_maps.score_kind)[:, None]
-    dense.scatter_(1, classes.long(), scores.float())
-    return dense if isinstance(label_maps, LabelMapBatch) else dense[0]
+    _check_type(label_maps)
+    scores, others = label_maps.scores, label_maps.num_classes - label_maps.scores.shape[-3]
+    batch, grid = scores.shape[:-3], scores.shape[-2:]
+    dense = scores.new_zeros(*batch, label_maps.num_classes, *grid, dtype=torch.float32)
+    if fill == "residual" and others > 0:
+        dense += _share_of_residual(label_maps, others).unsqueeze(-3)
+    return dense.scatter_(-3, label_maps.classes.long(), scores.float())
 
 
 def pool_dense(label_maps: LabelMap | LabelMapBatch, pooling: LabelPooling | None = None) -> Tensor:
@@ -190,79 +190,92 @@ def pool_dense(label_maps: LabelMap | LabelMapBatch, pooling: LabelPooling | Non
         return torch.stack([pool_dense(label_map, pooling) for label_map in label_maps])
     dense = dense_scores(label_maps, pooling.fill)
     h, w = label_maps.grid
+    gh, gw = pooling.output_size
     view_box = label_maps.view_box
-    x1, x2 = (min(max(x, 0.0), 1.0) * w for x in sorted((view_box.x1, view_box.x2)))
-    y1, y2 = (min(max(y, 0.0), 1.0) * h for y in sorted((view_box.y1, view_box.y2)))
-    box_in_map = dense.new_tensor([[0.0, x1, y1, x2, y2]])
-    pooled = roi_align(dense[None], box_in_map, pooling.output_size, aligned=True, sampling_ratio=-1)
-    if x1 == x2 or y1 == y2:
-        pooled = torch.zeros_like(pooled)
-    if view_box.flipped_x:
-        pooled = pooled.flip(3)
-    if view_box.flipped_y:
-        pooled = pooled.flip(2)
+    rows = _parts_of_one(view_box.y1, view_box.y2, h, gh)
+    columns = _parts_of_one(view_box.x1, view_box.x2, w, gw)
+    boxes_in_map = dense.new_tensor([(0, x1, y1, x2, y2) for y1, y2 in rows for x1, x2 in columns])
+    pooled = roi_align(dense[None], boxes_in_map, (1, 1), aligned=True, sampling_ratio=-1)  # [gh * gw, C, 1, 1]
+    pooled = pooled.reshape(gh, gw, -1).permute(2, 0, 1)
     if pooling.output_size == (1, 1):
-        pooled = pooled[:, :, 0, 0]
-    return pooling.activate(pooled, label_maps.score_kind)[0]
+        pooled = pooled[:, 0, 0]
+    return pooling.activate(pooled[None], label_maps.score_kind)[0]
 
 
-def _batched(label_maps: LabelMap | LabelMapBatch) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    if isinstance(label_maps, LabelMapBatch):
-        return label_maps.scores, label_maps.classes, label_maps.residual, label_maps.view_boxes
-    if isinstance(label_maps, LabelMap):
-        scores, residual = label_maps.scores, label_maps.residual
-        view_boxes = torch.tensor([tuple(label_maps.view_box)], device=scores.device)
-        return scores[None], label_maps.classes[None], None if residual is None else residual[None], view_boxes
-    raise TypeError(
-        f"Only a LabelMap or a LabelMapBatch can be pooled, got {type(label_maps).__name__}. "
-        f"If it is a soft label, it was pooled already."
-    )
+def _check_type(label_maps: Any) -> None:
+    if not isinstance(label_maps, (LabelMap, LabelMapBatch)):
+        raise TypeError(
+            f"Only a LabelMap or a LabelMapBatch can be pooled, got {type(label_maps).__name__}. "
+            f"If it is a soft label, it was pooled already."
+        )
 
 
-def _share_of_residual(residual: Tensor | None, others: int, score_kind: str) -> Tensor:
+def _share_of_residual(label_maps: LabelMap | LabelMapBatch, others: int) -> Tensor:
     """The score of each class that a cell does not keep, if ``others`` of them share its residual equally."""
-    if residual is None:
+    if label_maps.residual is None:
         raise ValueError(
             "fill='residual' needs maps with a residual, and these have none. Annotate without --no-residual, "
             "or use fill='zero'."
         )
-    if score_kind == "probability":
-        return residual.float() / others
-    return residual.float() - torch.tensor(float(others), device=residual.device).log()
+    residual = label_maps.residual.float()
+    return residual / others if label_maps.score_kind == "probability" else residual - math.log(others)
 
 
-def _cell_weights(view_boxes: Tensor, grid: tuple[int, int], output_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """How much each row and column of cells counts: ``[B, gh, h]`` and ``[B, gw, w]``, each summing to one.
+def _cell_weights(label_maps: LabelMap | LabelMapBatch, output_size: tuple[int, int]) -> Tensor:
+    """How much each cell counts for each token, ``[B, gh * gw, h * w]``.
 
-    All zero where no part of a view lies inside its image.
+    The weights of a token sum to one, or are all zero where it lies outside the image.
     """
-    view_boxes = view_boxes.float()
-    ends = view_boxes.clamp(0, 1)
-    inside = (ends[:, :2] != ends[:, 2:]).all(1)[:, None, None]
-    rows = _weights_along(ends[:, 1], ends[:, 3], grid[0], output_size[0])
-    columns = _weights_along(ends[:, 0], ends[:, 2], grid[1], output_size[1])
-    return rows * inside, columns
+    (h, w), (gh, gw) = label_maps.grid, output_size
+    if isinstance(label_maps, LabelMapBatch):
+        b = len(label_maps)
+        x1, y1, x2, y2 = label_maps.view_boxes.float().unbind(1)
+        down, across = _parts(y1, y2, h, gh), _parts(x1, x2, w, gw)
+    else:
+        b = 1
+        x1, y1, x2, y2 = label_maps.view_box
+        # In plain Python, as a dozen operations on tensors of one number would take longer than all the rest.
+        ends = _parts_of_one(y1, y2, h, gh) + _parts_of_one(x1, x2, w, gw)
+        parts = [(0, low, 0, high, 1) for low, high in ends]
+        both = torch.tensor(parts, dtype=torch.float32, device=label_maps.device)
+        down, across = both[:gh], both[gh:]
+    rows = _weights_along(down, h).reshape(b, gh, 1, h, 1)
+    columns = _weights_along(across, w).reshape(b, 1, gw, 1, w)
+    return (rows * columns).reshape(b, gh * gw, h * w)
 
 
-def _weights_along(first: Tensor, last: Tensor, cells: int, bins: int) -> Tensor:
-    """How much each cell counts in each of ``bins`` between two ends in 0..1, ``[B]`` each: ``[B, bins, cells]``.
+def _parts(first: Tensor, last: Tensor, cells: int, bins: int) -> Tensor:
+    """What each of ``bins`` tokens shows along one axis, as boxes in a strip of cells: ``[B * bins, 5]``.
 
-    Channel ``i`` of the pooled map is one in cell ``i`` and zero elsewhere. The map is one cell wide across the axis,
-    so that RoIAlign takes one sample there, and the two axes cost ``h + w`` samples instead of ``h * w``.
+    Index of the strip (there is but one), x1, y1, x2, y2. The ends of the views, ``[B]``, are fractions of the image.
+    Where a token shows nothing, its box has no width.
     """
-    indicators = torch.eye(cells, device=first.device)[None, :, :, None]  # [1, channel, cell, 1]
-    start, end = torch.minimum(first, last) * cells, torch.maximum(first, last) * cells
-    nothing = torch.zeros_like(start)
-    boxes_in_map = torch.stack([nothing, nothing, start, nothing + 1, end], 1)  # [B, 5]: index in batch, xyxy
-    weights = roi_align(indicators, boxes_in_map, (bins, 1), aligned=True, sampling_ratio=-1)[..., 0]
-    weights = weights.transpose(1, 2)
-    if bins == 1:
-        return weights
-    return torch.where((first > last)[:, None, None], weights.flip(1), weights)
+    shares = torch.linspace(0, 1, bins + 1, device=first.device)
+    ends = (first[:, None] + (last - first)[:, None] * shares).clamp(0, 1)
+    low = (torch.minimum(ends[:, :-1], ends[:, 1:]) + _HAIR) * cells
+    high = (torch.maximum(ends[:, :-1], ends[:, 1:]) - _HAIR) * cells
+    nothing = torch.zeros_like(low)
+    return torch.stack([nothing, low, nothing, high, nothing + 1], 2).reshape(-1, 5)
+
+
+def _parts_of_one(first: float, last: float, cells: int, bins: int) -> list[tuple[float, float]]:
+    """The same for one view: where each part begins and ends."""
+    ends = [min(max(first + (last - first) * i / bins, 0.0), 1.0) for i in range(bins + 1)]
+    return [((min(pair) + _HAIR) * cells, (max(pair) - _HAIR) * cells) for pair in pairwise(ends)]
+
+
+def _weights_along(parts: Tensor, cells: int) -> Tensor:
+    """How much each cell of a strip counts in each part of it, ``[parts, cells, 1, 1]``.
+
+    Channel ``i`` of the pooled map is one in cell ``i`` and zero elsewhere. The strip is one cell high, so that
+    RoIAlign takes one sample across it, and the two axes cost ``h + w`` samples instead of ``h * w``.
+    """
+    indicators = torch.eye(cells, device=parts.device).reshape(1, cells, 1, cells)
+    return roi_align(indicators, parts, (1, 1), aligned=True, sampling_ratio=-1)
 
 
 def _output_size(output_size: Any) -> tuple[int, int]:
-    sides = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
+    sides = tuple(output_size) if isinstance(output_size, Sequence) else (output_size, output_size)
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise ValueError(f"output_size is 1, or the (height, width) of a grid of tokens, got {output_size!r}.")
     return sides

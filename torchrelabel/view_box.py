@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 __all__ = ["ViewBox"]
 
+# Crops of crops do not meet the border of the image to the last bit. A ten thousandth of a pixel of a large one.
+_ROUNDING = 1e-8
+
 
 @dataclass(frozen=True)
 class ViewBox:
@@ -50,6 +53,15 @@ class ViewBox:
         """
         width, height = self.x2 - self.x1, self.y2 - self.y1
         return ViewBox(self.x1 + x1 * width, self.y1 + y1 * height, self.x1 + x2 * width, self.y1 + y2 * height)
+
+    def hides(self, x1: float, y1: float, x2: float, y2: float) -> bool:
+        """Whether a crop to a box would show padding where the image goes on.
+
+        That is so where the box reaches past an edge of the canvas within the image, as when a crop is padded. What is
+        seen then is no longer a box of the image.
+        """
+        ends = ((x1 < 0, self.x1), (y1 < 0, self.y1), (x2 > 1, self.x2), (y2 > 1, self.y2))
+        return any(past and _ROUNDING < edge < 1 - _ROUNDING for past, edge in ends)
 
     def pad(self, left: float, top: float, right: float, bottom: float) -> ViewBox:
         """What is seen after the canvas grows on each side by a fraction of its width or height."""

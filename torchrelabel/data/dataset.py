@@ -5,33 +5,30 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import PIL.Image
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
-from torch.utils.data import ConcatDataset, Dataset, Subset
+from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 from torchvision.datasets.vision import StandardTransform
 from torchvision.transforms.v2 import functional as F
 
 from torchrelabel.data.keys import Key, key_of
+from torchrelabel.data.records import label_map_of
+from torchrelabel.data.tell_tale_reader import TellTaleReader
 from torchrelabel.data.tracked_image import TrackedImage
 from torchrelabel.errors import CropNotSeen, UntrackedTransformError
 from torchrelabel.label_map import LabelMap
 from torchrelabel.pooling import LabelPooling
 from torchrelabel.store import LabelStore
 from torchrelabel.transforms import Finding, check_pipeline
-from torchrelabel.transforms._loading import LoadingSample
+from torchrelabel.transforms._loading import WAYS_OUT, LoadingSample, short, size_of
 from torchrelabel.view_box import ViewBox
 
 __all__ = ["LabelMapDataset"]
-
-_WAYS_OUT = (
-    "Crop with RandomResizedCropWithLabelMap, pass a v2 pipeline as LabelMapDataset(..., transforms=), or say "
-    "crop='full' to pool the whole image on purpose."
-)
 
 
 class LabelMapDataset(Dataset[Any]):
@@ -86,9 +83,10 @@ class LabelMapDataset(Dataset[Any]):
         missing: str = "error",
         crop: str = "auto",
     ) -> None:
-        if isinstance(dataset, LabelMapDataset):
+        if any(isinstance(layer, LabelMapDataset) for layer in _layers(dataset)):
             raise TypeError("This dataset is a LabelMapDataset already. Wrap the image dataset once.")
-        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        indexed = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+        if not indexed or isinstance(dataset, IterableDataset):
             raise TypeError(
                 f"LabelMapDataset wraps a map-style dataset, one with __getitem__ and __len__, "
                 f"got {type(dataset).__name__}."
@@ -100,14 +98,10 @@ class LabelMapDataset(Dataset[Any]):
         if missing == "onehot" and pooling is None:
             raise ValueError("missing='onehot' makes a label, not a map: it needs a pooling, got pooling=None.")
         self._dataset, self.transform = _without_transform(dataset)
-        if transforms is not None and self.transform is not None:
-            raise ValueError(
-                "transforms= replaces the dataset's own transform, and this dataset has one. Create the dataset "
-                "without a transform, or leave transforms= out and let its own be followed."
-            )
+        self.transforms = transforms
+        self._check_one_pipeline()
         if transforms is not None:
             _report(check_pipeline(transforms))
-        self.transforms = transforms
         self.label_maps: Mapping[str, Any] = (
             LabelStore(label_maps) if isinstance(label_maps, (str, os.PathLike)) else label_maps
         )
@@ -115,22 +109,27 @@ class LabelMapDataset(Dataset[Any]):
         self._key = key
         self._missing = missing
         self._crop = crop
-        self.num_classes = _agreed_num_classes(self._dataset, self.label_maps, num_classes)
+        self.num_classes = _agreed_num_classes(self._dataset, self.label_maps, num_classes, missing)
         self._look_some_up()
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> Any:
+        if isinstance(index, int) and index < 0:
+            index += len(self)
+            if index < 0:
+                raise IndexError(f"There are {len(self)} images in this dataset, asked for number {index - len(self)}.")
+        self._check_one_pipeline()
         with LoadingSample() as sample:
             item = self._dataset[index]
-            if not isinstance(item, (tuple, list)):
+            if not isinstance(item, (tuple, list)) or len(item) < 2 or isinstance(item[1], PIL.Image.Image):
                 raise TypeError(
                     f"LabelMapDataset expects a dataset of (image, target, ...), and {type(self._dataset).__name__} "
-                    f"returned {type(item).__name__}."
+                    f"returned {_kinds(item)}."
                 )
             image, target, *rest = item
-            record = self._record(index)
+            record = self._record(index, sample.read)
             if self.transforms is not None:
                 image, label = self._jointly(image, record)
             else:
@@ -151,8 +150,21 @@ class LabelMapDataset(Dataset[Any]):
     def __repr__(self) -> str:
         return f"LabelMapDataset({len(self)} images of {type(self._dataset).__name__}, {self.label_maps!r})"
 
-    def _record(self, index: int) -> Any:
-        key = key_of(self._dataset, index, self._key)
+    def _check_one_pipeline(self) -> None:
+        if self.transforms is not None and self.transform is not None:
+            raise ValueError(
+                "transforms= replaces the dataset's own transform, and this dataset has one. Create the dataset "
+                "without a transform, or leave transforms= out and let its own be followed."
+            )
+
+    def _record(self, index: int, read: Sequence[Callable[[], str]]) -> Any:
+        """The record of the image that was loaded, the last of those ``read``, where the dataset tells."""
+        if self._key is not None and len(read) > 1:
+            raise ValueError(
+                f"{type(self._dataset).__name__} loaded another image in place of number {index}, which is broken, and "
+                f"key= does not know of it. Take the broken image out of the dataset, or leave key= out."
+            )
+        key = read[-1]() if read and self._key is None else key_of(self._dataset, index, self._key)
         if self._missing == "onehot" and key not in self.label_maps:
             return None
         return self.label_maps[key]
@@ -162,10 +174,18 @@ class LabelMapDataset(Dataset[Any]):
         assert self.transforms is not None
         label_map = self._map(record, F.get_size(image), ViewBox())
         image, label = self.transforms(image, label_map)
-        if not isinstance(label, Tensor):
+        if not isinstance(label, Tensor) or (not isinstance(label, LabelMap) and len(label) != label_map.num_classes):
+            got = f"a tensor of shape {tuple(label.shape)}" if isinstance(label, Tensor) else type(label).__name__
             raise TypeError(
-                f"The v2 pipeline made {type(label).__name__} of the label map. It must give back (image, LabelMap), "
-                f"or (image, soft label) with PoolLabelMap() in it."
+                f"The v2 pipeline made {got} of the label map. It must give back (image, LabelMap), or (image, soft "
+                f"label) with PoolLabelMap() in it."
+            )
+        size = size_of(image)
+        if isinstance(label, LabelMap) and size is not None and size != label.canvas_size:
+            raise CropNotSeen(
+                f"The v2 pipeline gave an image of {size[0]} x {size[1]} pixels (H x W) and a label map for "
+                f"{label.canvas_size[0]} x {label.canvas_size[1]}: a step of it cropped or resized the image alone, so "
+                f"the label is unknown. Do that with transforms of torchvision.transforms.v2."
             )
         if self._crop == "full":
             if not isinstance(label, LabelMap):
@@ -175,27 +195,30 @@ class LabelMapDataset(Dataset[Any]):
 
     def _followed(self, image: Any, record: Any, sample: LoadingSample) -> tuple[Any, LabelMap]:
         """Run the dataset's own pipeline and find out what it left to be seen."""
+        if self._crop == "full":
+            if self.transform is not None:
+                image = self.transform(image)
+            return image, self._map(record, size_of(image) or (1, 1), ViewBox())
         if self.transform is not None:
             if isinstance(image, PIL.Image.Image):
                 image = TrackedImage.of(image, sample)
             else:
                 sample.image = image
-            image = self.transform(image)
-        if self._crop == "full":
-            return image, self._map(record, _canvas(image, sample), ViewBox())
-        pipeline = "the pipeline" if self.transform is None else f"the pipeline {_short(self.transform)}"
+            image = sample.run(self.transform, image)
+        pipeline = "the pipeline" if self.transform is None else f"the pipeline {short(self.transform)}"
         if sample.branched:
             raise CropNotSeen(
                 f"Several crops were taken of one image by {pipeline}, so it is unknown which of them the label should "
-                f"be for. {_WAYS_OUT}"
+                f"be for. {WAYS_OUT}"
             )
-        if not sample.cropped:
-            raise CropNotSeen(f"No crop was seen while {pipeline} ran, so the label is unknown. {_WAYS_OUT}")
+        if not sample.view.cropped:
+            raise CropNotSeen(f"No crop was seen while {pipeline} ran, so the label is unknown. {WAYS_OUT}")
         if self.pooling is None or self.pooling.output_size != (1, 1):
             sample.check_unmoved(image, "The end of the pipeline")  # here the label depends on flips after the crop too
         else:
             sample.check_size(image, "The end of the pipeline")
-        return image, self._map(record, _canvas(image, sample), sample.view_box)
+        label_map = self._map(record, size_of(image) or size_of(sample.image) or (1, 1), sample.view.box)
+        return image.plain() if isinstance(image, TrackedImage) else image, label_map
 
     def _map(self, record: Any, canvas_size: Sequence[int], view_box: ViewBox) -> LabelMap:
         """The label map of a record, for an image that shows ``view_box``."""
@@ -205,15 +228,7 @@ class LabelMapDataset(Dataset[Any]):
         if isinstance(record, LabelMap):
             return record.seen_through(record.view_box.compose(view_box), canvas)
         header = self.label_maps.header  # type: ignore[attr-defined] # a LabelStore
-        return LabelMap._unchecked(
-            torch.from_numpy(record.scores),
-            torch.from_numpy(record.classes),
-            None if record.residual is None else torch.from_numpy(record.residual),
-            header.num_classes,
-            canvas,
-            _in_covered_part(record.coverage).compose(view_box),
-            header.score_kind,
-        )
+        return label_map_of(record, header, canvas, view_box)
 
     def _look_some_up(self) -> None:
         """Find out about a store of other images now, and not in a worker after an hour."""
@@ -234,9 +249,18 @@ def _as_loaded(image: Any) -> Any:
     return image
 
 
+def _layers(dataset: Any) -> Iterator[Any]:
+    """A dataset and what it is made of."""
+    yield dataset
+    inner = dataset.datasets if isinstance(dataset, ConcatDataset) else [getattr(dataset, "dataset", None)]
+    for layer in inner:
+        if layer is not None:
+            yield from _layers(layer)
+
+
 def _without_transform(dataset: Any) -> tuple[Any, Callable[..., Any] | None]:
     """A shallow copy of a dataset that gives images as they are loaded, and the transform that it had."""
-    if isinstance(dataset, Subset):
+    if isinstance(dataset, Subset) and not hasattr(dataset, "transform"):
         inner, transform = _without_transform(dataset.dataset)
         dataset = copy.copy(dataset)
         dataset.dataset = inner
@@ -255,7 +279,14 @@ def _without_transform(dataset: Any) -> tuple[Any, Callable[..., Any] | None]:
         return dataset, None  # it transforms inside itself, if at all: RandomResizedCropWithLabelMap tells its crop
     dataset = copy.copy(dataset)
     transform = dataset.transform
+    if any(getattr(layer, "transform", None) is not None for layer in list(_layers(dataset))[1:]):
+        raise ValueError(
+            f"{type(dataset).__name__} has a transform and wraps a dataset that has one too, whose crop would not be "
+            f"seen. Give all of it to one of them."
+        )
     dataset.transform = _as_loaded
+    if hasattr(dataset, "reader"):
+        dataset.reader = TellTaleReader(dataset.reader)
     if isinstance(getattr(dataset, "transforms", None), StandardTransform):
         # torchvision keeps the transform in a second place, from where some of its datasets call it.
         dataset.transforms = StandardTransform(_as_loaded, dataset.target_transform)
@@ -276,7 +307,7 @@ def _report(findings: Sequence[Finding]) -> None:
         warnings.warn(str(finding), stacklevel=3)
 
 
-def _agreed_num_classes(dataset: Any, label_maps: Mapping[str, Any], num_classes: int | None) -> int:
+def _agreed_num_classes(dataset: Any, label_maps: Mapping[str, Any], num_classes: int | None, missing: str) -> int:
     """How many classes a label has, if dataset, store and caller agree."""
     header = getattr(label_maps, "header", None)
     if header is None:
@@ -299,6 +330,11 @@ def _agreed_num_classes(dataset: Any, label_maps: Mapping[str, Any], num_classes
             f"{stored} outputs, say so: LabelMapDataset(..., num_classes={stored}). Otherwise annotate the images with "
             f"a model of {len(classes)} classes."
         )
+    if missing == "onehot" and classes is not None and len(classes) != stored:
+        raise ValueError(
+            f"missing='onehot' takes the class index of the dataset, which has {len(classes)} classes, and the label "
+            f"maps have {stored}: the same index would mean another class. Annotate the images that lack a map."
+        )
     theirs, ours = getattr(header, "class_to_idx", None), getattr(leaf, "class_to_idx", None)
     if theirs and ours and classes is not None and len(classes) == stored:
         for name in sorted(theirs.keys() & ours.keys()):
@@ -311,21 +347,7 @@ def _agreed_num_classes(dataset: Any, label_maps: Mapping[str, Any], num_classes
     return stored
 
 
-def _in_covered_part(coverage: tuple[float, float, float, float]) -> ViewBox:
-    """The whole image, in the frame of the part of it that a map covers."""
-    x1, y1, x2, y2 = coverage
-    return ViewBox(-x1 / (x2 - x1), -y1 / (y2 - y1), (1 - x1) / (x2 - x1), (1 - y1) / (y2 - y1))
-
-
-def _canvas(image: Any, sample: LoadingSample) -> Sequence[int]:
-    """The size (H, W) of what came out of a pipeline: an image, or something made of the image last seen."""
-    for candidate in (image, sample.image):
-        if isinstance(candidate, (Tensor, PIL.Image.Image)):
-            return F.get_size(candidate)
-    shape = getattr(image, "shape", ())
-    return shape[:2] if len(shape) >= 2 else (1, 1)
-
-
-def _short(pipeline: Any) -> str:
-    text = " ".join(repr(pipeline).split())
-    return text if len(text) <= 300 else text[:297] + "..."
+def _kinds(item: Any) -> str:
+    if isinstance(item, (tuple, list)):
+        return f"({', '.join(type(part).__name__ for part in item)})"
+    return type(item).__name__

@@ -51,7 +51,8 @@ def key_of(dataset: Any, index: int, key: Key | None = None) -> str:
     if isinstance(dataset, ConcatDataset):
         part, inner = _part_of(dataset, index)
         return key_of(dataset.datasets[part], inner)
-    root = getattr(dataset, "root", None)
+    # torchvision's ImageNet: its root holds the split folders, and a split is what is annotated and trained on.
+    root = getattr(dataset, "split_folder", getattr(dataset, "root", None))
     for attribute in _PATH_ATTRIBUTES:
         items = getattr(dataset, attribute, None)
         if isinstance(items, (list, tuple)) and items and root is not None:
@@ -59,6 +60,8 @@ def key_of(dataset: Any, index: int, key: Key | None = None) -> str:
             path = item[0] if isinstance(item, (list, tuple)) else item
             if isinstance(path, (str, os.PathLike)):
                 return relative_key(path, root)
+    if hasattr(getattr(dataset, "reader", None), "key"):
+        return str(dataset.reader.key(index))
     raise TypeError(
         f"{type(dataset).__name__} does not say which file an image comes from. Give LabelMapDataset(..., key=): "
         f"a function from index to the key in the store (the image's path relative to the annotated folder), or one "

@@ -6,7 +6,8 @@ from typing import Any
 
 from PIL import Image
 
-from torchrelabel.transforms._loading import LoadingSample
+from torchrelabel.errors import CropNotSeen
+from torchrelabel.transforms._loading import WAYS_OUT, LoadingSample, View
 from torchrelabel.view_box import ViewBox
 
 __all__ = ["TrackedImage"]
@@ -22,67 +23,70 @@ class TrackedImage(Image.Image):
     """A PIL image whose ``crop``, ``resize`` and ``transpose`` tell the sample being loaded what they show.
 
     Any pipeline that works on PIL images works on this one, with the same pixels, and no function of another library
-    is changed. What cannot be followed (``transform``, ``rotate`` by an odd angle, a quarter turn, whatever makes
-    a new image) returns a plain ``PIL.Image.Image``, and tracking ends there.
+    is changed. What cannot be followed (``rotate`` by an odd angle, a quarter turn, ``transform`` but for a plain
+    extent, whatever makes a new image) returns a plain ``PIL.Image.Image``, and tracking ends there.
 
     Attributes:
-        view_box: The part of the original that this image shows.
+        view: The part of the original that this image shows.
         sample: Where the views are written down.
     """
 
-    view_box: ViewBox
+    view: View
     sample: LoadingSample
 
     @classmethod
     def of(cls, image: Image.Image, sample: LoadingSample) -> TrackedImage:
         """Begin to track an image, which is left as it is."""
         tracked = cls()
-        # A plain image shares its pixels, marked read-only so that whoever writes into them makes a copy first. The
-        # subclasses that PIL opens files with hold open files and decoders besides: they are copied.
+        # A plain image shares its pixels, until somebody writes into them (see load). The subclasses that PIL opens
+        # files with hold open files and decoders besides: their pixels are copied, and what they tell of the file.
         plain = image if type(image) is Image.Image else image.copy()
+        if plain is not image:
+            tracked.__dict__.update({k: v for k, v in image.__dict__.items() if k[0] != "_" and k not in _OF_THE_FILE})
+            tracked.format = image.format
         tracked.__dict__.update(plain.__dict__)
+        tracked.info = dict(plain.info)
+        tracked.palette = plain.palette and plain.palette.copy()
         tracked.readonly = 1
-        tracked.view_box = sample.view_box
-        tracked.sample = sample
+        tracked.view, tracked.sample = sample.view, sample
         sample.image = tracked
         return tracked
 
-    def _showing(self, image: Image.Image, view_box: ViewBox, *, crop: bool = False) -> Image.Image:
-        if not isinstance(image, TrackedImage):
-            image.__class__ = TrackedImage
-        assert isinstance(image, TrackedImage)
-        image.view_box = view_box
-        image.sample = self.sample
-        self.sample.follow(self.view_box, view_box, image, crop=crop)
-        return image
+    @property
+    def view_box(self) -> ViewBox:
+        """The part of the original that this image shows."""
+        return self.view.box
 
+    def plain(self) -> Image.Image:
+        """The same image, which no longer tells anything; it shares the pixels."""
+        plain = Image.Image()
+        plain.__dict__.update(self.__dict__)
+        del plain.__dict__["view"], plain.__dict__["sample"]
+        return plain
+
+    def load(self) -> Any:
+        """Access to the pixels. Whoever asks may write into them, so they are no longer shared from here on."""
+        if self.readonly:
+            self.im = self.im.copy()
+            self.readonly = 0
+        return super().load()
+
+    # Each operation runs on the plain image: PIL may build it from others (RGBA is resized as RGBa), which are nobody's
+    # view.
     def copy(self) -> Image.Image:
         """A copy that shows the same."""
-        image = super().copy()
-        image.__class__ = TrackedImage
-        assert isinstance(image, TrackedImage)
-        image.view_box, image.sample = self.view_box, self.sample
-        return image
+        return self._showing_the_same(self.plain().copy())
 
     def convert(self, *args: Any, **kwargs: Any) -> Image.Image:
         """The same view in another mode."""
-        image = super().convert(*args, **kwargs)
-        if type(image) is Image.Image:
-            image.__class__ = TrackedImage
-        assert isinstance(image, TrackedImage)
-        image.view_box, image.sample = self.view_box, self.sample
-        return image
+        return self._showing_the_same(self.plain().convert(*args, **kwargs))
 
     def crop(self, box: tuple[float, float, float, float] | None = None) -> Image.Image:
         """The part within a box of pixels, (left, upper, right, lower); it may reach past the image."""
-        image = super().crop(box)
         if box is None:
-            return self._showing(image, self.view_box, crop=True)
+            return self.copy()
         left, upper, right, lower = (round(end) for end in box)
-        if image.width == 0 or image.height == 0:
-            return image  # nothing to see, and a pipeline that makes such an image fails by itself
-        view_box = self.view_box.crop(left / self.width, upper / self.height, right / self.width, lower / self.height)
-        return self._showing(image, view_box, crop=True)
+        return self._showing(self.plain().crop(box), (left, upper, right, lower))
 
     def resize(
         self,
@@ -92,30 +96,64 @@ class TrackedImage(Image.Image):
         reducing_gap: float | None = None,
     ) -> Image.Image:
         """The image, or the part within a box of pixels, at another size."""
-        image = super().resize(size, resample, box, reducing_gap)
-        view_box = self.view_box
-        if box is not None:
-            left, upper, right, lower = box
-            view_box = view_box.crop(left / self.width, upper / self.height, right / self.width, lower / self.height)
-        return self._showing(image, view_box, crop=box is not None)
+        image = self.plain().resize(size, resample, box, reducing_gap)
+        if box is None:
+            return self._seen(image, self.view_box)
+        return self._showing(image, box)
+
+    def thumbnail(self, *args: Any, **kwargs: Any) -> None:
+        """Make this image itself smaller, in place."""
+        plain = self.plain()
+        plain.thumbnail(*args, **kwargs)
+        self.__dict__.update(plain.__dict__)
+        self.readonly = 1  # nothing was done if it was small enough, and the pixels may be shared still
+        self._seen(self, self.view_box)
 
     def transpose(self, method: Any) -> Image.Image:
         """A flip or a half turn is followed; a quarter turn exchanges the axes and ends the tracking."""
-        image = super().transpose(method)
+        image = self.plain().transpose(method)
         if method not in _FLIPS:
             return image
         flip_x, flip_y = _FLIPS[method]
         view_box = self.view_box.flip_x() if flip_x else self.view_box
-        return self._showing(image, view_box.flip_y() if flip_y else view_box)
+        return self._seen(image, view_box.flip_y() if flip_y else view_box)
 
-    def __reduce__(self) -> Any:
+    def transform(self, size: Any, method: Any, data: Any = None, *args: Any, **kwargs: Any) -> Image.Image:
+        """An extent is a crop, perhaps a flipped one, and followed; anything else ends the tracking."""
+        image = self.plain().transform(size, method, data, *args, **kwargs)
+        if isinstance(method, Image.ImageTransformHandler) and hasattr(method, "getdata"):
+            method, data = method.getdata()
+        return self._showing(image, data) if method == Image.Transform.EXTENT else image
+
+    def _showing(self, image: Image.Image, box: Any) -> Image.Image:
+        """Let an image show a box of pixels of this one."""
+        x1, y1, x2, y2 = box
+        if x1 == x2 or y1 == y2:
+            return image  # nothing to see, and a pipeline that makes such an image fails by itself
+        box_in_canvas = (x1 / self.width, y1 / self.height, x2 / self.width, y2 / self.height)
+        if self.view_box.hides(*box_in_canvas):
+            raise CropNotSeen(
+                f"A crop was cropped again, to {tuple(box)} of {self.width} x {self.height} pixels (W x H): it shows "
+                f"padding where the image goes on, which a label map cannot follow. {WAYS_OUT}"
+            )
+        return self._seen(image, self.view_box.crop(*box_in_canvas), crop=True)
+
+    def _seen(self, image: Image.Image, view_box: ViewBox, *, crop: bool = False) -> Image.Image:
+        return self._tracked(image, self.sample.follow(self.view, view_box, image, crop=crop))
+
+    def _showing_the_same(self, image: Image.Image) -> Image.Image:
+        return self._tracked(image, self.view)
+
+    def _tracked(self, image: Image.Image, view: View) -> Image.Image:
+        image.__class__ = TrackedImage
+        assert isinstance(image, TrackedImage)
+        image.view, image.sample = view, self.sample
+        return image
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
         # The sample being loaded stays in its process: a pickled image is a plain one.
-        plain = Image.Image()
-        plain.__dict__.update({k: v for k, v in self.__dict__.items() if k not in ("view_box", "sample")})
-        return _restore, (plain.__getstate__(),)
+        return Image.Image, (), self.__getstate__()
 
 
-def _restore(state: Any) -> Image.Image:
-    image = Image.Image()
-    image.__setstate__(state)
-    return image
+# Attributes of an image opened from a file that belong to the open file.
+_OF_THE_FILE = ("fp", "tile", "im", "map", "decoderconfig", "decodermaxblock")

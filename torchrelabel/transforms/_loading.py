@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar, Token
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,13 +13,24 @@ import PIL.Image
 import torch
 from torch import Tensor
 from torch.nn import functional as nn_functional
+from torch.utils._pytree import tree_flatten
+from torchvision import transforms as v1
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from torchrelabel.errors import CropNotSeen
 from torchrelabel.label_map import LabelMap
 from torchrelabel.view_box import ViewBox
 
-__all__ = ["LoadingSample", "loading_sample"]
+__all__ = ["WAYS_OUT", "LoadingSample", "View", "loading_sample", "size_of"]
+
+WAYS_OUT = (
+    "Crop with RandomResizedCropWithLabelMap, pass a v2 pipeline as LabelMapDataset(..., transforms=), or say "
+    "crop='full' to pool the whole image on purpose."
+)
+
+# What torchvision, timm and their users call the steps that take a part of an image or add to it.
+_CROPS = re.compile("Crop|Pad|ZoomOut")
 
 # Worker threads of one process load different samples: each sees its own.
 _current: ContextVar[LoadingSample | None] = ContextVar("torchrelabel_loading_sample", default=None)
@@ -28,23 +41,37 @@ def loading_sample() -> LoadingSample | None:
     return _current.get()
 
 
+@dataclass(frozen=True, eq=False)
+class View:
+    """What an image shows. Two images share one View only if one is the other with its colours changed.
+
+    Attributes:
+        box: The part of the original.
+        cropped: Whether a crop led to it.
+    """
+
+    box: ViewBox
+    cropped: bool
+
+
 class LoadingSample:
     """The view of one sample while its pipeline runs, told by a TrackedImage or by RandomResizedCropWithLabelMap.
 
     A context manager: within it, :func:`loading_sample` gives this object.
 
     Attributes:
-        view_box: The latest view known.
+        view: The latest view known.
         image: The latest image known to show that view; its size and orientation are what later steps are held to.
-        cropped: Whether a crop was seen.
         branched: Whether two views were taken of one image, so that nobody can tell which one was kept.
+        read: What gives the key of each image that the dataset opened, where it tells; the last one was loaded.
     """
 
     def __init__(self) -> None:
-        self.view_box = ViewBox()
+        self.view = View(ViewBox(), cropped=False)
         self.image: Any = None
-        self.cropped = False
         self.branched = False
+        self.read: list[Callable[[], str]] = []
+        self._crops = 0
         self._token: Token[LoadingSample | None] | None = None
 
     def __enter__(self) -> LoadingSample:
@@ -54,14 +81,37 @@ class LoadingSample:
     def __exit__(self, *_: object) -> None:
         assert self._token is not None
         _current.reset(self._token)
+        self.image = None  # it knows this sample: as a cycle, its pixels would wait for the garbage collector
 
-    def follow(self, parent: ViewBox, view_box: ViewBox, image: Any, *, crop: bool) -> None:
-        """Take note that ``image``, made from one that showed ``parent``, shows ``view_box``."""
-        if parent != self.view_box:
+    def follow(self, parent: View, box: ViewBox, image: Any, *, crop: bool) -> View:
+        """Take note that ``image``, made from one that showed ``parent``, shows ``box``."""
+        if parent is not self.view:
             self.branched = True
-        self.view_box = view_box
-        self.image = image
-        self.cropped = self.cropped or crop
+        self._crops += crop
+        self.view, self.image = View(box, cropped=parent.cropped or crop), image
+        return self.view
+
+    def run(self, pipeline: Callable[[Any], Any], image: Any) -> Any:
+        """Run a pipeline on an image, each step of a ``Compose`` by itself.
+
+        Raises:
+            CropNotSeen: If a step whose name says that it crops or pads did so unseen, since the image is a tensor by
+                then, or since the step pads. An image of the expected size may come out of it, so this is the moment
+                to notice.
+        """
+        for step in _steps(pipeline):
+            crops, given = self._crops, image
+            image = step(image)
+            if getattr(image, "sample", None) is self:  # a TrackedImage: it knows best what it shows
+                self.view, self.image, self.branched = image.view, image, False
+            elif self._crops == crops and image is not self.image and not self.branched and _is_crop(step):
+                kind = "a PIL image" if isinstance(given, PIL.Image.Image) else type(given).__name__
+                raise CropNotSeen(
+                    f"{short(step)} got {kind} and cropped or padded it in a way that could not be followed, so the "
+                    f"label is unknown. Crops are seen of PIL images, before they become tensors and before steps that "
+                    f"make a new image (ColorJitter, rotations, padding). {WAYS_OUT}"
+                )
+        return image
 
     def crop_untold(self, crop: Callable[..., Any], inputs: tuple[Any, ...]) -> Any:
         """Run a v2 crop on an image that may not know its own view, and take note of what it shows.
@@ -77,67 +127,132 @@ class LoadingSample:
                 f"RandomResizedCropWithLabelMap takes one image here, got "
                 f"{', '.join(type(inpt).__name__ for inpt in inputs)}."
             )
+        self.check_size(image, "RandomResizedCropWithLabelMap")
+        if self._crops and not _alike(self.image, image):
+            raise CropNotSeen(
+                f"RandomResizedCropWithLabelMap got another image than the one last seen of this sample, so it is "
+                f"unknown which of them the label should be for. {WAYS_OUT}"
+            )
         self.check_unmoved(image, "RandomResizedCropWithLabelMap")
-        canvas = F.get_size(image)
         # A map of one cell with the view known so far rides along, and comes back with the crop's.
         probe = LabelMap(
             torch.zeros(1, 1, 1),
             torch.zeros(1, 1, 1, dtype=torch.long),
             num_classes=1,
-            canvas_size=canvas,
-            view_box=self.view_box,
+            canvas_size=F.get_size(image),
+            view_box=self.view.box,
         )
         cropped, probe = crop(image, probe)
-        self.follow(self.view_box, probe.view_box, cropped, crop=True)
+        self.follow(self.view, probe.view_box, cropped, crop=True)
         return cropped
 
-    def check_size(self, image: Any, by: str) -> None:
-        """Raise if an image has another size than the one last seen: it was cropped or resized unseen."""
-        if self.image is None or not isinstance(image, (Tensor, PIL.Image.Image)):
-            return
-        was, now = F.get_size(self.image), F.get_size(image)
-        if was != now:
-            raise CropNotSeen(
-                f"{by} got an image of {now[0]} x {now[1]} pixels (H x W), and the one last seen had {was[0]} x "
-                f"{was[1]}: it was cropped or resized in a way that could not be followed, so the label is unknown. "
-                f"Crop and resize while it is a PIL image, before it becomes a tensor and before steps that make a new "
-                f"image (ColorJitter); or pass a v2 pipeline as LabelMapDataset(..., transforms=)."
-            )
+    def check_size(self, result: Any, by: str) -> None:
+        """Raise if an image has another size than the one last seen: it was cropped or resized unseen.
 
-    def check_unmoved(self, image: Any, by: str) -> None:
+        Args:
+            result: An image, or any structure of images.
+            by: Who asks, for the message.
+        """
+        was = size_of(self.image)
+        if was is None:
+            return
+        for image in tree_flatten(result)[0]:
+            sizes = _sizes(image)
+            if sizes and was not in sizes:
+                raise CropNotSeen(
+                    f"{by} got an image of {sizes[0][0]} x {sizes[0][1]} pixels (H x W), and the one last seen had "
+                    f"{was[0]} x {was[1]}: it was cropped or resized in a way that could not be followed, so the label "
+                    f"is unknown. Crop and resize while it is a PIL image, before it becomes a tensor and before steps "
+                    f"that make a new image (ColorJitter); or pass a v2 pipeline as LabelMapDataset(..., transforms=)."
+                )
+
+    def check_unmoved(self, result: Any, by: str) -> None:
         """Raise if an image is not the one last seen but for its colours: other in size, or flipped."""
-        self.check_size(image, by)
-        if self.image is not None and isinstance(image, (Tensor, PIL.Image.Image)) and _flipped(self.image, image):
-            raise CropNotSeen(
-                f"{by} got an image that was flipped in a way that could not be followed, so the place of the crop is "
-                f"unknown. Flip while it is a PIL image, or after the crop; or pass a v2 pipeline as "
-                f"LabelMapDataset(..., transforms=)."
-            )
+        self.check_size(result, by)
+        for image in tree_flatten(result)[0] if _sizes(self.image) else ():
+            if _sizes(image) and image is not self.image and _flipped(self.image, image):
+                raise CropNotSeen(
+                    f"{by} got an image that was flipped in a way that could not be followed, so the label is unknown. "
+                    f"Flip while it is a PIL image; or pass a v2 pipeline as LabelMapDataset(..., transforms=)."
+                )
+
+
+def size_of(image: Any) -> tuple[int, int] | None:
+    """The size (H, W) of an image, or of the first one in a structure; None if there is none."""
+    return next((sizes[0] for leaf in tree_flatten(image)[0] if (sizes := _sizes(leaf))), None)
+
+
+def short(pipeline: Any) -> str:
+    """A pipeline or a step of it, in a line of a message."""
+    text = " ".join(repr(pipeline).split())
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def _steps(pipeline: Any) -> Iterator[Callable[[Any], Any]]:
+    """What a pipeline calls one after the other. A subclass of Compose may do more than that, and is one step."""
+    if type(pipeline) in (v1.Compose, v2.Compose):
+        for step in pipeline.transforms:
+            yield from _steps(step)
+    else:
+        yield pipeline
+
+
+def _is_crop(step: Any) -> bool:
+    """Whether a step, or one within it, is named as one that crops or pads."""
+    if any(_CROPS.search(kind.__name__) for kind in type(step).__mro__):
+        return True
+    inner = getattr(step, "transforms", step)
+    return isinstance(inner, (list, tuple, torch.nn.Sequential, torch.nn.ModuleList)) and any(map(_is_crop, inner))
+
+
+def _sizes(image: Any) -> list[tuple[int, int]]:
+    """The sizes (H, W) that an image may have: an array has its channels first or last."""
+    if isinstance(image, PIL.Image.Image):
+        return [(image.height, image.width)]
+    shape = tuple(image.shape) if isinstance(image, (Tensor, np.ndarray)) else ()
+    if len(shape) < 2:
+        return []
+    if isinstance(image, Tensor) or len(shape) == 2:
+        return [shape[-2:]]
+    return [shape[:2], shape[-2:]] if shape[-1] <= 4 else [shape[-2:], shape[:2]]
 
 
 def _flipped(reference: Any, image: Any) -> bool:
     """Whether an image looks more like a mirror image of the reference than like the reference itself.
 
-    Colours may differ (jitter, normalisation, inversion), hence the correlation, without its sign, of thumbnails.
+    Colours may differ in any way. Only where a flip and a change of colours have the same result, as for an image that
+    is half black and half white, it is held to be a flip.
     """
     before, after = _thumbnail(reference), _thumbnail(image)
 
     def likeness(candidate: Any) -> float:
-        norm = float(np.linalg.norm(candidate) * np.linalg.norm(after))
-        return abs(float((candidate * after).sum())) / norm if norm > 0 else 0.0
+        return _likeness(candidate, after) + 0.03 * ((candidate * after).sum() > 0)
 
-    mirrored = max(likeness(np.flip(before, axes)) for axes in ((0,), (1,), (0, 1)))
+    mirrored = max(likeness(np.flip(before, axes)) for axes in ((1,), (2,), (1, 2)))
     return mirrored > likeness(before) + 0.02
 
 
+def _alike(reference: Any, image: Any) -> bool:
+    """Whether an image may be the reference with other colours; one without any structure always may be."""
+    before, after = _thumbnail(reference), _thumbnail(image)
+    return not before.any() or not after.any() or _likeness(before, after) > 0.5
+
+
+def _likeness(first: Any, second: Any) -> float:
+    """How well two thumbnails correlate, 0 to 1, whichever channels are compared and whatever their sign."""
+    first, second = first.reshape(3, -1), second.reshape(3, -1)
+    norm = np.linalg.norm(first @ first.T) * np.linalg.norm(second @ second.T)
+    return float(np.linalg.norm(first @ second.T) / np.sqrt(norm)) if norm > 0 else 0.0
+
+
 def _thumbnail(image: Any) -> Any:
-    """A 16 x 16 picture in grey, centred on zero."""
+    """Three channels of 16 x 16, each centred on zero. A TrackedImage takes no note of it."""
     if isinstance(image, PIL.Image.Image):
-        # Called on the base class, so that a TrackedImage takes no note of it.
-        grey = PIL.Image.Image.resize(image, (16, 16), PIL.Image.Resampling.BOX).convert("L")
-        pixels = np.asarray(grey, dtype=np.float32)
-    else:
-        plain = image.as_subclass(Tensor).float()
-        grey = plain.reshape(-1, 1, *plain.shape[-2:]).mean(0, keepdim=True)
-        pixels = nn_functional.adaptive_avg_pool2d(grey, 16)[0, 0].numpy()
-    return pixels - pixels.mean()
+        image = np.asarray(image.convert("RGB"))
+    if isinstance(image, np.ndarray):
+        channels_last = image.ndim == 3 and image.shape[-1] <= 4
+        image = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1) if channels_last else image))
+    pixels = image.as_subclass(Tensor).detach().float()
+    pixels = pixels.reshape(-1, *pixels.shape[-2:])[:3]
+    pixels = nn_functional.adaptive_avg_pool2d(pixels, 16).expand(3, 16, 16).numpy()
+    return pixels - pixels.mean((1, 2), keepdims=True)

@@ -33,7 +33,7 @@ class PoolLabelMap(nn.Module):
 
     def forward(self, *inputs: Any) -> Any:
         """Take any structure of inputs, as v2 transforms do, and give back the same with labels for maps."""
-        flat, spec = tree_flatten(inputs if len(inputs) > 1 else inputs[0])
+        flat, spec = tree_flatten(inputs[0] if len(inputs) == 1 else inputs)
         if not any(isinstance(leaf, (LabelMap, LabelMapBatch)) for leaf in flat):
             kinds = ", ".join(type(leaf).__name__ for leaf in flat) or "nothing"
             raise TypeError(

@@ -1,0 +1,215 @@
+"""Images as torchvision's ImageFolder and pil_loader see them."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import sys
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import InterpolationMode, Resize
+
+from tests.annotate.models import make_folder
+from torchrelabel.annotate.images import ImagesToAnnotate, collate, find_images, load_image
+
+
+def test_keys_and_indices_are_those_of_image_folder(tmp_path: Path) -> None:
+    names = ["001.Black_footed_Albatross/a.b.jpg", "b/deep/er/x.JPEG", "b/.hidden.png", "a b/ü.webp", "b/note.txt"]
+    make_folder(tmp_path, names)
+    found, torchvisions = find_images(tmp_path), ImageFolder(str(tmp_path))
+    assert found.class_to_idx == torchvisions.class_to_idx
+    by_torchvision = {os.path.relpath(path, tmp_path): label for path, label in torchvisions.samples}
+    assert {key: found.class_of(key) for key in found.keys} == by_torchvision
+    assert found.keys == sorted(by_torchvision)
+
+
+def test_a_flat_folder_has_no_classes(tmp_path: Path) -> None:
+    found = find_images(make_folder(tmp_path, ["b.png", "a.jpg"]))
+    assert found.keys == ["a.jpg", "b.png"]
+    assert found.class_to_idx is None
+    assert found.class_of("a.jpg") is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux only")
+def test_a_name_that_is_not_utf_8_survives(tmp_path: Path) -> None:
+    make_folder(tmp_path, ["a/x.png"])
+    os.rename(tmp_path / "a/x.png", os.fsencode(tmp_path) + b"/a/\xff\xfe.png")
+    (key,) = find_images(tmp_path).keys
+    assert key.encode("utf-8", "surrogateescape") == b"a/\xff\xfe.png"
+    assert ImagesToAnnotate(tmp_path, [key], 8, "bilinear")[0].pixels is not None
+
+
+def test_linked_folders_are_followed_and_loops_are_reported(tmp_path: Path) -> None:
+    elsewhere = make_folder(tmp_path / "elsewhere", ["x.png"])
+    root = make_folder(tmp_path / "root", ["a/y.png"])
+    (root / "linked").symlink_to(elsewhere)
+    (root / "a/loop").symlink_to(root)
+    found = find_images(root)
+    assert found.keys == ["a/y.png", "linked/x.png"]
+    assert found.problems == [("a/loop", f"a link back to {root.resolve()}, which it lies in")]
+
+
+def test_a_folder_linked_twice_is_no_loop(tmp_path: Path) -> None:
+    elsewhere = make_folder(tmp_path / "elsewhere", ["x.png"])
+    for name in ("a", "b"):
+        (tmp_path / "root" / name).mkdir(parents=True)
+        (tmp_path / "root" / name / "linked").symlink_to(elsewhere)
+    found = find_images(tmp_path / "root")
+    assert (found.keys, found.problems) == (["a/linked/x.png", "b/linked/x.png"], [])
+
+
+def test_an_unreadable_folder_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_folder(tmp_path, ["a/x.png", "secret/y.png"])
+    scandir = os.scandir
+
+    # Not by its mode: the tests may run as root, who may read everything.
+    def refuse(path: str) -> object:
+        if path.rstrip("/").endswith("secret"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    found = find_images(tmp_path)
+    assert (found.keys, found.problems) == (["a/x.png"], [("secret", "Permission denied")])
+
+
+def test_the_store_itself_is_skipped(tmp_path: Path) -> None:
+    make_folder(tmp_path, ["a/x.png", "maps.lmdb/y.png"])
+    found = find_images(tmp_path, skip=[tmp_path / "maps.lmdb"])
+    assert found.keys == ["a/x.png"]
+    assert found.class_to_idx == {"a": 0}
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"There is no folder '.*nowhere'"):
+        find_images(tmp_path / "nowhere")
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    make_folder(tmp_path, ["x.png"])
+    with pytest.raises(NotADirectoryError, match=r"x.png' is a file. Give the folder"):
+        find_images(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_an_image_is_squashed_as_torchvision_does(tmp_path: Path, interpolation: str) -> None:
+    make_folder(tmp_path, ["x.png"], size=(170, 111))
+    with Image.open(tmp_path / "x.png") as image:
+        expected = Resize((13, 13), InterpolationMode(interpolation))(image.convert("RGB"))
+    assert np.array_equal(load_image(tmp_path / "x.png", 13, interpolation), expected)
+
+
+def write_png(path: Path, kind: str) -> None:
+    gradient = np.arange(17 * 11).reshape(11, 17)
+    if kind == "16-bit":
+        Image.fromarray((gradient * 300).astype(np.uint16)).save(path, "PNG")
+    elif kind == "1x1":
+        Image.new("RGB", (1, 1), (1, 2, 3)).save(path, "PNG")
+    elif kind == "CMYK":
+        Image.fromarray(np.stack([gradient] * 4, -1).astype(np.uint8), "CMYK").save(path, "JPEG")
+    elif kind == "palette with transparency":
+        Image.fromarray(gradient.astype(np.uint8)).convert("P").save(path, "PNG", transparency=bytes(range(200)))
+    elif kind == "animated":
+        frames = [Image.new("RGB", (17, 11), colour) for colour in ("red", "blue")]
+        frames[0].save(path, "PNG", save_all=True, append_images=frames[1:])
+    elif kind == "EXIF-rotated":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.fromarray(gradient.astype(np.uint8)).save(path, "JPEG", exif=exif)
+    else:
+        raise ValueError(kind)
+
+
+@pytest.mark.parametrize("kind", ["16-bit", "1x1", "CMYK", "palette with transparency", "animated", "EXIF-rotated"])
+@pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated:DeprecationWarning")
+def test_an_unusual_image_is_seen_as_torchvisions_loader_sees_it(tmp_path: Path, kind: str) -> None:
+    make_folder(tmp_path, ["a/x.png"])
+    write_png(tmp_path / "a/x.png", kind)
+    loaded = ImagesToAnnotate(tmp_path, ["a/x.png"], 6, "bilinear")[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        image, _ = ImageFolder(str(tmp_path), transform=Resize((6, 6)))[0]
+    assert loaded.reason == ""
+    assert loaded.pixels is not None
+    assert np.array_equal(loaded.pixels.permute(1, 2, 0), np.asarray(image))
+
+
+def truncated_jpeg() -> bytes:
+    file = io.BytesIO()
+    Image.effect_noise((170, 110), 90).save(file, "JPEG")
+    return file.getvalue()[:2000]
+
+
+def broken_png() -> bytes:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    size = chunk(b"IHDR", struct.pack(">IIBBBBB", 17, 11, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + size + chunk(b"IDAT", b"no deflate stream") + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "UnidentifiedImageError: cannot identify image file"),
+        (b"not an image", "UnidentifiedImageError: cannot identify image file"),
+        (truncated_jpeg(), "OSError: image file is truncated"),
+        (broken_png(), "OSError: "),
+    ],
+    ids=["empty", "text", "truncated", "broken"],
+)
+def test_a_bad_image_is_a_value_with_its_reason(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "x.png").write_bytes(content)
+    loaded = ImagesToAnnotate(tmp_path, ["x.png"], 6, "bilinear")[0]
+    assert loaded.pixels is None
+    assert loaded.reason.startswith(reason)
+
+
+def test_a_broken_link_is_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "x.png").symlink_to(tmp_path / "gone.png")
+    assert find_images(tmp_path).keys == ["x.png"]
+    assert ImagesToAnnotate(tmp_path, ["x.png"], 6, "bilinear")[0].reason == "no such file, or a broken link"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_named_pipe_does_not_block(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.png")
+    assert ImagesToAnnotate(tmp_path, ["x.png"], 6, "bilinear")[0].reason == "OSError: not a regular file"
+
+
+def test_a_decompression_bomb_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_folder(tmp_path, ["x.png"])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    assert "DecompressionBombError" in ImagesToAnnotate(tmp_path, ["x.png"], 6, "bilinear")[0].reason
+
+
+def test_a_warning_of_pils_is_kept_and_the_image_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_folder(tmp_path, ["x.png"])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 150)
+    loaded = ImagesToAnnotate(tmp_path, ["x.png"], 6, "bilinear")[0]
+    assert loaded.pixels is not None
+    assert "exceeds limit of 150 pixels" in loaded.warnings[0]
+
+
+def test_a_batch_keeps_good_and_bad_images_apart(tmp_path: Path) -> None:
+    make_folder(tmp_path, ["a.png", "c.png"])
+    (tmp_path / "b.png").write_bytes(b"no")
+    dataset = ImagesToAnnotate(tmp_path, ["a.png", "b.png", "c.png"], 6, "bilinear")
+    batch = collate([dataset[index] for index in range(len(dataset))])
+    assert batch.keys == ["a.png", "c.png"]
+    assert [key for key, _ in batch.failures] == ["b.png"]
+    assert batch.pixels.shape == (2, 3, 6, 6)
+    assert batch.pixels.dtype == torch.uint8
+
+
+def test_an_unknown_interpolation_is_refused_with_those_that_exist(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"must be one of nearest, bilinear, .* got 'random'"):
+        ImagesToAnnotate(tmp_path, [], 6, "random")

@@ -1,0 +1,363 @@
+"""annotate: what gets into the store, what is said about the rest, and that no kill loses what was committed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import torchrelabel.annotate.run
+from tests.annotate.models import FourCorners, make_folder
+from torchrelabel.annotate import Annotator, annotate
+from torchrelabel.annotate.run import fingerprint
+from torchrelabel.errors import SettingsDiffer, StoreError, StoreInUse, TorchRelabelError
+from torchrelabel.store import LabelStore, LabelStoreWriter
+
+KEYS = [f"{'rgbk'[number % 4]}/{number:02}.png" for number in range(60)]
+
+
+def four_corners(poison: float | None = None, amp: bool = False) -> Annotator:
+    return Annotator(
+        FourCorners(poison),
+        name="four",
+        image_size=12,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        interpolation="bilinear",
+        weights="ours",
+        device="cpu",
+        amp=amp,
+    )
+
+
+def run(data: Path, output: Path, **options: Any) -> Any:
+    settings: dict[str, Any] = {"model": four_corners(), "top_k": 2, "workers": 0, "progress": False}
+    return annotate(data, output, **(settings | options))
+
+
+def records(path: Path) -> dict[str, tuple[bytes, ...]]:
+    store = LabelStore(path)
+    try:
+        return {
+            key: (store[key].scores.tobytes(), store[key].classes.tobytes(), store[key].residual.tobytes())
+            for key in store
+        }
+    finally:
+        store.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_folder(tmp_path / "images", KEYS)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "maps.lmdb"
+
+
+def test_the_store_holds_the_best_classes_of_every_cell(tmp_path: Path, store: Path) -> None:
+    colours = np.zeros((12, 12, 3), np.uint8)
+    colours[0:4, 8:12, 0] = 255  # red at cell (0, 2)
+    colours[8:12, 4:8, 2] = 51  # some blue at cell (2, 1)
+    Image.fromarray(colours).save(tmp_path / "x.png")
+    run(tmp_path, store)
+    record = LabelStore(store)["x.png"]
+    assert record.scores.shape == record.classes.shape == (2, 3, 3)
+    assert (record.classes[0, 0, 2], record.scores[0, 0, 2]) == (0, 1.0)
+    assert record.classes[0, 2, 1] == 2
+    np.testing.assert_allclose(record.scores[0, 2, 1], 0.2, rtol=1e-3)  # float16
+    np.testing.assert_allclose(record.residual, np.log(2), rtol=1e-3)  # two zeros remain in every cell
+
+
+def test_the_header_describes_the_run(folder: Path, store: Path) -> None:
+    run(folder, store)
+    header = LabelStore(store).header
+    assert header.complete
+    assert (header.num_classes, header.top_k, header.grid, header.residual) == (4, 2, (3, 3), True)
+    assert header.annotator == four_corners().description()
+    assert header.class_to_idx == {"b": 0, "g": 1, "k": 2, "r": 3}
+    assert header.class_names == ("b", "g", "k", "r")
+    assert header.dataset == {"count": 60, "fingerprint": fingerprint(KEYS)}
+
+
+def test_the_summary_counts(folder: Path, store: Path) -> None:
+    (folder / "r/bad.png").write_bytes(b"no image")
+    summary = run(folder, store, batch_size=7)
+    assert (summary.images, summary.annotated, summary.already_there) == (61, 60, 0)
+    assert summary.failed == [("r/bad.png", "UnidentifiedImageError: cannot identify image file")]
+    assert dict(LabelStore(store).failures) == dict(summary.failed)
+    assert summary.bytes_per_image == pytest.approx(summary.bytes / 60)
+    assert summary.bytes > 0
+    assert summary.images_per_second == pytest.approx(60 / summary.seconds)
+
+
+def test_agreement_is_the_share_of_images_whose_pooled_map_says_their_folder(tmp_path: Path, store: Path) -> None:
+    # Folders in order are the classes red, green, blue, none.
+    for folder, colour in (("0", "red"), ("1", "lime"), ("2", "red"), ("3", "blue")):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (17, 11), colour).save(tmp_path / folder / "x.png")
+    assert run(tmp_path, store).agreement == 0.5
+
+
+def test_there_is_no_agreement_unless_folders_are_as_many_as_classes(tmp_path: Path, store: Path) -> None:
+    assert run(make_folder(tmp_path, ["a/x.png", "b/y.png"]), store).agreement is None
+
+
+def test_a_finished_store_is_left_as_it_is(folder: Path, store: Path) -> None:
+    run(folder, store)
+    before = records(store)
+    summary = run(folder, store)
+    assert (summary.annotated, summary.already_there, summary.failed) == (0, 60, [])
+    assert records(store) == before
+    assert LabelStore(store).header.complete
+
+
+def test_new_images_are_added(folder: Path, store: Path) -> None:
+    run(folder, store)
+    make_folder(folder, ["r/new.png"])
+    summary = run(folder, store)
+    assert (summary.annotated, summary.already_there) == (1, 60)
+    assert LabelStore(store).header.dataset["count"] == 61
+
+
+def test_a_failed_image_is_tried_again(folder: Path, store: Path) -> None:
+    (folder / "r/late.png").write_bytes(b"")
+    assert len(run(folder, store).failed) == 1
+    assert len(run(folder, store).failed) == 1
+    make_folder(folder, ["r/late.png"])
+    assert run(folder, store).failed == []
+    assert dict(LabelStore(store).failures) == {}
+
+
+def test_two_runs_write_the_same_records_whatever_the_batches_and_workers(folder: Path, tmp_path: Path) -> None:
+    run(folder, tmp_path / "a.lmdb", batch_size=7)
+    run(folder, tmp_path / "b.lmdb", batch_size=32, workers=2, shards=3)
+    assert len(records(tmp_path / "a.lmdb")) == 60
+    assert records(tmp_path / "a.lmdb") == records(tmp_path / "b.lmdb")
+
+
+def test_the_default_output_inside_the_folder_is_not_taken_for_images(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    run(Path("."), Path("maps.lmdb"))
+    assert run(Path("."), Path("maps.lmdb")).already_there == 60
+    assert LabelStore("maps.lmdb").header.class_to_idx == {"b": 0, "g": 1, "k": 2, "r": 3}
+
+
+def test_other_settings_are_named(folder: Path, store: Path) -> None:
+    run(folder, store)
+    with pytest.raises(SettingsDiffer, match=r"top_k: 2, now 1.*codec: 'float16', now 'uint8'"):
+        run(folder, store, top_k=1, codec="uint8")
+
+
+def test_more_classes_than_there_are_become_all_of_them_with_a_word(folder: Path, store: Path) -> None:
+    summary = run(folder, store, top_k=9)
+    assert "top_k is 4, not 9: the model has no more classes." in summary.notes
+    assert (LabelStore(store).header.top_k, LabelStore(store).header.residual) == (4, False)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"top_k": 0}, "top_k must be 1 or more, got 0"),
+        ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
+        ({"workers": -1}, "workers must be 0 or more, got -1"),
+        ({"shards": 0}, "shards must be 1 or more, got 0"),
+        ({"codec": "float8"}, "codec is one of .*'float16'.*, got 'float8'"),
+    ],
+)
+def test_an_argument_out_of_range_is_refused(folder: Path, store: Path, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        run(folder, store, **options)
+    assert not (store / "header.msgpack").exists()
+
+
+def refuse_to_build(*_: Any, **__: Any) -> None:
+    pytest.fail("the model was built before the cheap checks")
+
+
+@pytest.mark.parametrize(
+    ("data", "output", "error", "words"),
+    [
+        ("nowhere", "maps.lmdb", FileNotFoundError, "There is no folder '.*nowhere'"),
+        ("images/r/00.png", "maps.lmdb", NotADirectoryError, "00.png' is a file. Give the folder"),
+        ("empty", "maps.lmdb", ValueError, "There is no image in '.*empty' or the folders in it"),
+        ("images", "images/r/00.png", StoreError, "00.png' exists and is no label store. Give another path with -o"),
+        ("images", "images/r", StoreError, "r' exists and is no label store"),
+        ("images", "nowhere/maps.lmdb", FileNotFoundError, "There is no folder '.*nowhere' to write the store to"),
+    ],
+)
+def test_a_wrong_path_is_refused_before_the_model_is_built(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, data: str, output: str, error: type[Exception], words: str
+) -> None:
+    (folder.parent / "empty").mkdir()
+    monkeypatch.setattr(Annotator, "from_timm", refuse_to_build)
+    with pytest.raises(error, match=words):
+        run(folder.parent / data, folder.parent / output, model="resnet10t")
+
+
+def test_an_image_whose_scores_are_not_numbers_is_a_failure(tmp_path: Path, store: Path) -> None:
+    for name, colour in (("a", "black"), ("b", "red")):
+        Image.new("RGB", (17, 11), colour).save(tmp_path / f"{name}.png")
+    summary = run(tmp_path, store, model=four_corners(poison=float("nan")))
+    assert summary.failed == [("b.png", "the model's scores for it are not finite numbers")]
+    assert list(LabelStore(store)) == ["a.png"]
+
+
+@pytest.mark.parametrize(("amp", "remedy"), [(True, "try --no-amp"), (False, "check the checkpoint")])
+def test_a_model_that_gives_no_numbers_at_all_ends_the_run(tmp_path: Path, store: Path, amp: bool, remedy: str) -> None:
+    Image.new("RGB", (17, 11), "red").save(tmp_path / "x.png")
+    with pytest.raises(TorchRelabelError, match=f"All scores that four gives for the first images .*{remedy}"):
+        run(tmp_path, store, model=four_corners(poison=float("inf"), amp=amp))
+
+
+def test_random_weights_are_announced(folder: Path, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"model": "resnet10t", "pretrained": False, "image_size": 32, "device": "cpu", "batch_size": 60}
+    annotate(folder, store, workers=0, **options)  # type: ignore[arg-type]
+    assert "WARNING: the weights of resnet10t are random (--no-pretrained)" in capsys.readouterr().err
+
+
+def test_a_name_that_cannot_be_a_key_is_a_failure(tmp_path: Path, store: Path) -> None:
+    make_folder(tmp_path, ["ok.png", "\x01odd.png"])
+    summary = run(tmp_path, store)
+    assert summary.annotated == 1
+    assert summary.failed[0][0] == "\x01odd.png"
+
+
+def test_a_folder_name_that_is_not_utf_8_is_annotated(tmp_path: Path, store: Path) -> None:
+    make_folder(tmp_path / "images", ["a/x.png"])
+    os.rename(tmp_path / "images/a", os.fsencode(tmp_path) + b"/images/\xff")
+    assert run(tmp_path / "images", store).annotated == 1
+    assert list(LabelStore(store)) == ["\udcff/x.png"]
+
+
+def test_a_second_run_on_one_output_is_refused(folder: Path, store: Path) -> None:
+    with LabelStoreWriter(store, num_classes=4, top_k=2, residual=True), pytest.raises(StoreInUse):
+        run(folder, store)
+
+
+def test_an_interrupted_run_keeps_what_it_had_and_is_continued(
+    folder: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupting(LabelStoreWriter):
+        def put(self, key: str, *arrays: Any, **options: Any) -> None:
+            if key == "g/33.png":
+                raise KeyboardInterrupt
+            super().put(key, *arrays, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torchrelabel.annotate.run, "LabelStoreWriter", Interrupting)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, store, batch_size=4)
+    kept = len(LabelStore(store))
+    assert 0 < kept < 60
+    assert not LabelStore(store).header.complete
+    assert run(folder, store).already_there == kept
+    run(folder, tmp_path / "whole.lmdb")
+    assert records(store) == records(tmp_path / "whole.lmdb")
+
+
+# What a subprocess runs: the same settings as run() above.
+SCRIPT = """
+import os, signal, sys
+import torchrelabel.annotate.run as module
+from tests.annotate.test_run import run
+from pathlib import Path
+
+class Killing(module.LabelStoreWriter):
+    puts = 0
+    def put(self, *arguments, **options):
+        super().put(*arguments, **options)
+        self.puts += 1
+        if self.puts == int(sys.argv[3]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+module.LabelStoreWriter = lambda *a, **k: Killing(*a, **k, commit_every=8)
+run(Path(sys.argv[1]), Path(sys.argv[2]), batch_size=5, workers=1)
+"""
+
+
+def start(folder: Path, store: Path, kill_after: int, **environment: str) -> subprocess.Popen[bytes]:
+    root = Path(__file__).parents[2]
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(folder), str(store), str(kill_after)],
+        cwd=root,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+    )
+
+
+def test_a_killed_run_continues_to_the_same_store_as_an_uninterrupted_one(
+    folder: Path, store: Path, tmp_path: Path
+) -> None:
+    assert start(folder, store, kill_after=30).wait(timeout=120) == -signal.SIGKILL
+    assert len(LabelStore(store)) == 24  # three commits of eight
+    assert not LabelStore(store).header.complete
+    summary = run(folder, store)
+    assert (summary.already_there, summary.annotated) == (24, 36)
+    assert LabelStore(store).header.complete
+    run(folder, tmp_path / "whole.lmdb")
+    assert records(store) == records(tmp_path / "whole.lmdb")
+
+
+def test_two_ranks_write_what_one_process_would(folder: Path, store: Path, tmp_path: Path) -> None:
+    ranks = [start(folder, store, kill_after=99, RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    header = LabelStore(store).header
+    assert (header.shards, header.complete, header.dataset["count"]) == (2, True, 60)
+    run(folder, tmp_path / "whole.lmdb")
+    assert records(store) == records(tmp_path / "whole.lmdb")
+
+
+def test_a_rank_that_died_loses_nothing_and_leaves_the_store_incomplete(
+    folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    first = run(folder, store)
+    assert 0 < first.annotated == first.images < 60
+    assert not LabelStore(store).header.complete
+    monkeypatch.setenv("RANK", "1")
+    second = run(folder, store)
+    assert first.annotated + second.annotated == 60
+    assert LabelStore(store).header.complete
+
+
+def test_more_ranks_than_shards_are_refused(folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(folder, store, shards=2)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ValueError, match=r"has 2 shards, too few for 3 ranks.*--shards 3 or more"):
+        run(folder, store)
+
+
+@pytest.mark.parametrize(
+    ("rank", "world", "words"), [("2", "2", "RANK must be 0 to WORLD_SIZE - 1"), ("x", "2", "must be numbers")]
+)
+def test_a_rank_that_cannot_be_is_refused(
+    folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch, rank: str, world: str, words: str
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", world)
+    with pytest.raises(ValueError, match=words):
+        run(folder, store)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_cuda_device_gives_the_scores_of_the_cpu(folder: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"model": "resnet10t", "pretrained": False, "image_size": 96, "batch_size": 7}
+    annotate(folder, tmp_path / "cpu.lmdb", device="cpu", workers=0, progress=False, **options)
+    annotate(folder, tmp_path / "cuda.lmdb", device="cuda", workers=2, progress=False, **options)
+    on_cpu, on_cuda = LabelStore(tmp_path / "cpu.lmdb"), LabelStore(tmp_path / "cuda.lmdb")
+    assert len(on_cuda) == 60
+    for key in KEYS:
+        np.testing.assert_allclose(on_cuda[key].scores, on_cpu[key].scores, rtol=0.02, atol=0.02)

@@ -1,0 +1,162 @@
+"""The command ``torchrelabel annotate``: options, words and exit statuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+import torchrelabel.annotate.run
+from tests.annotate.models import make_folder
+from torchrelabel import __version__
+from torchrelabel.cli import main
+from torchrelabel.store import LabelStore, LabelStoreWriter
+
+ROOT = Path(__file__).parents[2]
+
+
+def invoke(*arguments: Any) -> Result:
+    try:
+        runner = CliRunner(mix_stderr=False)  # type: ignore[call-arg]  # what click before 8.2 needs
+    except TypeError:
+        runner = CliRunner()
+    return runner.invoke(main, [str(argument) for argument in arguments])
+
+
+def annotate(*arguments: Any) -> Result:
+    small = ["--model", "resnet10t", "--no-pretrained", "--image-size", "64", "--workers", "0", "--device", "cpu"]
+    return invoke("annotate", *arguments, *small)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_folder(tmp_path / "images", ["a/x.png", "b/y.png", "b/z.png"])
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "maps.lmdb"
+
+
+def test_a_folder_is_annotated_and_summed_up_on_stdout(folder: Path, store: Path) -> None:
+    result = annotate(folder, "-o", store)
+    assert result.exit_code == 0
+    assert f"{store}: 3 images annotated in " in result.stdout
+    assert "resnet10t: 2 x 2 cells, top 5 of 1000 classes, " in result.stdout
+    assert "WARNING: the weights of resnet10t are random" in result.stderr
+    assert "3/3" in result.stderr  # tqdm
+    assert len(LabelStore(store)) == 3
+
+
+def test_json_holds_the_figures_and_nothing_else_is_on_stdout(folder: Path, store: Path) -> None:
+    figures = json.loads(annotate(folder, "-o", store, "--json", "--topk", 3, "--no-residual", "--shards", 2).stdout)
+    assert (figures["images"], figures["annotated"], figures["failed"], figures["top_k"]) == (3, 3, [], 3)
+    header = LabelStore(store).header
+    assert (header.top_k, header.residual, header.shards) == (3, False, 2)
+
+
+def test_a_finished_store_says_so(folder: Path, store: Path) -> None:
+    annotate(folder, "-o", store)
+    result = annotate(folder, "-o", store)
+    assert result.exit_code == 0
+    assert f"Nothing to do: all 3 images are in {store} already." in result.stdout
+
+
+def test_losses_are_listed_up_to_twenty_and_give_status_three(folder: Path, store: Path) -> None:
+    for number in range(22):
+        (folder / f"bad{number:02}.png").write_bytes(b"no image")
+    result = annotate(folder, "-o", store)
+    assert result.exit_code == 3
+    assert result.stdout.count("failed: bad") == 20
+    assert "failed: bad00.png: UnidentifiedImageError: cannot identify image file" in result.stdout
+    assert "and 2 more; the store lists them all" in result.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux only")
+def test_a_bad_image_whose_name_is_not_utf_8_is_listed(folder: Path, store: Path) -> None:
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xff.png")).write_bytes(b"no image")
+    result = annotate(folder, "-o", store)
+    assert result.exit_code == 3
+    assert r"failed: \udcff.png: " in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere"], "Error: There is no folder 'nowhere'."),
+        (["{folder}", "--topk", "0"], "Error: top_k must be 1 or more, got 0."),
+        (["{folder}", "--checkpoint", "nothing.pth"], "Error: There is no checkpoint 'nothing.pth'."),
+        (["{folder}", "-o", "{folder}/a"], "exists and is no label store"),
+    ],
+    ids=["missing folder", "argument", "missing checkpoint", "no store"],
+)
+def test_an_error_is_one_message_on_stderr_and_status_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    result = annotate(*(argument.format(folder=folder) for argument in arguments))
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_other_settings_are_an_error_that_names_them(folder: Path, store: Path) -> None:
+    annotate(folder, "-o", store)
+    result = annotate(folder, "-o", store, "--codec", "uint8")
+    assert result.exit_code == 1
+    assert "codec: 'float16', now 'uint8'" in result.stderr
+
+
+def test_the_traceback_is_there_for_whoever_asks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHRELABEL_TRACEBACK", "1")
+    assert isinstance(annotate("nowhere").exception, FileNotFoundError)
+
+
+@pytest.mark.parametrize("arguments", [["annotate"], ["annotate", "--model", "x", "--codec", "float8"], ["no-such"]])
+def test_wrong_use_gives_status_two(arguments: list[str]) -> None:
+    assert invoke(*arguments).exit_code == 2
+
+
+def test_an_interrupt_says_how_to_continue_and_gives_status_130(
+    folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupting(LabelStoreWriter):
+        def put(self, key: str, *arrays: Any, **options: Any) -> None:
+            if key == "b/z.png":
+                raise KeyboardInterrupt
+            super().put(key, *arrays, **options)
+
+    monkeypatch.setattr(torchrelabel.annotate.run, "LabelStoreWriter", Interrupting)
+    result = annotate(folder, "-o", store)
+    assert result.exit_code == 130
+    assert f"Stopped. What was annotated is in {store}; the same command continues." in result.stderr
+    assert len(LabelStore(store)) == 2
+
+
+def test_help_shows_an_example() -> None:
+    assert "Example: torchrelabel annotate" in invoke("annotate", "--help").stdout
+
+
+def test_the_version_is_printed() -> None:
+    assert invoke("--version").stdout == f"torchrelabel, version {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["annotate", "--help"]])
+def test_help_imports_neither_torch_nor_timm(arguments: list[str]) -> None:
+    script = (
+        "import sys; from torchrelabel.cli import main; main(sys.argv[1:], standalone_mode=False); "
+        "sys.exit(bool({'torch', 'timm', 'PIL', 'lmdb'} & sys.modules.keys()))"
+    )
+    assert subprocess.run([sys.executable, "-c", script, *arguments], cwd=ROOT, check=False).returncode == 0
+
+
+def test_the_package_can_be_run_as_a_module(folder: Path) -> None:
+    command = [sys.executable, "-m", "torchrelabel", "--version"]
+    assert subprocess.check_output(command, cwd=ROOT, text=True) == f"torchrelabel, version {__version__}\n"

@@ -1,0 +1,116 @@
+"""The commands that look into a store: info, verify and show."""
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from tests.cli.test_annotate import invoke
+from torchrelabel.store import LabelStoreWriter
+
+KEYS = ["001.Black bird/x.y.png", "002.Grün/z.png"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two images of 17 x 11 px, their maps of 2 x 3 cells (class 3 left, class 7 elsewhere), and a failure."""
+    for key in KEYS:
+        path = tmp_path / key
+        path.parent.mkdir()
+        PIL.Image.new("RGB", (17, 11), (200, 30, 30)).save(path)
+    names = [f"class {i}" for i in range(9)] + ["ten"]
+    with LabelStoreWriter(
+        tmp_path / "maps.lmdb",
+        num_classes=10,
+        top_k=1,
+        grid=(2, 3),
+        residual=True,
+        class_names=names,
+        annotator={"model": "test_resnet", "image_size": 64},
+        dataset={"count": 2},
+    ) as writer:
+        for key in KEYS:
+            classes = np.array([[[3, 7, 7], [3, 7, 7]]])
+            writer.put(key, np.full((1, 2, 3), 9.0), classes, np.full((2, 3), 2.0))
+    return tmp_path
+
+
+@pytest.fixture
+def inside(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_info_says_what_is_in_the_store_of_this_folder(inside):
+    result = invoke("info")
+    assert result.exit_code == 0
+    words = " ".join(result.stdout.split())
+    for expected in ("label maps 2", "classes 10", "grid (h x w) 2 x 3", "codec float16", "model test_resnet"):
+        assert expected in words
+
+
+def test_info_gives_the_same_as_json(inside):
+    figures = json.loads(invoke("info", "maps.lmdb", "--json").stdout)
+    assert (figures["records"], figures["num_classes"], figures["grid"]) == (2, 10, [2, 3])
+    assert figures["bytes_per_map"] == figures["bytes"] / 2
+    assert figures["annotator"] == {"model": "test_resnet", "image_size": 64}
+
+
+def test_info_of_what_is_no_store_is_one_message_and_status_1(inside):
+    result = invoke("info", "nowhere.lmdb")
+    assert result.exit_code == 1
+    assert "nowhere.lmdb" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_verify_of_a_sound_store_and_its_folder_is_status_0(inside):
+    result = invoke("verify", "--data", ".")
+    assert result.exit_code == 0
+    assert result.stdout == "maps.lmdb: 2 label maps are sound (2 of 2 x 3 cells).\n"
+
+
+def test_verify_names_an_image_without_a_map_and_is_status_1(inside):
+    PIL.Image.new("L", (5, 3)).save(inside / "new.png")
+    result = invoke("verify", "--data", ".")
+    assert result.exit_code == 1
+    assert "1 images of . have no label map:\n  new.png" in result.stdout
+
+
+def test_verify_names_a_map_without_an_image_and_is_status_3(inside):
+    (inside / KEYS[0]).unlink()
+    result = invoke("verify", "--data", ".", "--json")
+    assert result.exit_code == 3
+    assert json.loads(result.stdout)["surplus"] == [KEYS[0]]
+
+
+@pytest.mark.parametrize("crop", ["0,0,1,1", "0,0,0.333,1"])
+def test_show_draws_a_picture_and_prints_the_label_of_the_crop(inside, crop):
+    result = invoke("show", KEYS[1], "--crop", crop, "--fill", "residual")
+    assert result.exit_code == 0, result.stderr
+    assert (inside / "label-map.svg").read_text().startswith("<?xml")
+    top = result.stdout.splitlines()[1]
+    assert ("class 7" if crop == "0,0,1,1" else "class 3") in top
+
+
+def test_a_picture_in_the_annotated_folder_does_not_become_one_of_its_images(inside):
+    invoke("show", KEYS[1])
+    assert invoke("verify", "--data", ".").exit_code == 0
+
+
+def test_show_of_an_unknown_key_names_the_nearest(inside):
+    result = invoke("show", "z.png")
+    assert result.exit_code == 1
+    assert KEYS[1] in result.stderr
+
+
+def test_show_without_the_image_says_which_option_helps(inside):
+    result = invoke("show", KEYS[1], "--data", "elsewhere")
+    assert result.exit_code == 1
+    assert "--data" in result.stderr
+
+
+def test_a_crop_that_is_no_box_is_wrong_use(inside):
+    result = invoke("show", KEYS[1], "--crop", "left")
+    assert result.exit_code == 2
+    assert "'left' is not four numbers separated by commas" in result.stderr

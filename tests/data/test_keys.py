@@ -1,0 +1,84 @@
+"""Images are named by their path relative to the folder that was annotated, whatever dataset they come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.utils.data import ConcatDataset, Subset
+from torchvision import datasets
+
+from torchrelabel.data.keys import key_of, relative_key
+
+
+def bare(kind: type, **attributes: Any) -> Any:
+    """A dataset as torchvision leaves it after a download, without the download."""
+    dataset = kind.__new__(kind)
+    dataset.__dict__.update(attributes)
+    return dataset
+
+
+def test_a_key_has_slashes_and_keeps_dots_and_the_extension() -> None:
+    assert relative_key("/data/train/001.Black_footed/a.b.JPEG", "/data/train") == "001.Black_footed/a.b.JPEG"
+
+
+def test_a_key_does_not_depend_on_how_the_root_is_written() -> None:
+    assert relative_key("/data/./train/x/1.png", "/data/val/../train/") == "x/1.png"
+
+
+@pytest.mark.parametrize("path", ["/data/other/1.png", "/data/training/1.png", "/data/train"])
+def test_an_image_outside_the_root_has_no_key(path: str) -> None:
+    with pytest.raises(ValueError, match="does not lie below"):
+        relative_key(path, "/data/train")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [
+        (bare(datasets.ImageFolder, root="/d", samples=[("/d/a/0.png", 0), ("/d/b/1.png", 1)]), "b/1.png"),
+        (bare(datasets.DatasetFolder, root="/d", samples=[("/d/a/0.x", 0), ("/d/b/1.x", 1)]), "b/1.x"),
+        (bare(datasets.Imagenette, root="/d", _samples=[("/d/i/a.JPEG", 0), ("/d/i/b.JPEG", 1)]), "i/b.JPEG"),
+        (bare(datasets.Food101, root=Path("/d"), _image_files=[Path("/d/f/0.jpg"), Path("/d/f/1.jpg")]), "f/1.jpg"),
+        (bare(datasets.OxfordIIITPet, root="/d", _images=[Path("/d/p/0.jpg"), Path("/d/p/1.jpg")]), "p/1.jpg"),
+        (bare(datasets.ImageNet, root="/d", split="train", samples=[("/d/train/n0/0.JPEG", 0)] * 2), "n0/0.JPEG"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_torchvisions_datasets_tell_the_key_of_an_image(dataset: Any, expected: str) -> None:
+    assert key_of(dataset, 1) == expected
+
+
+FOLDER = bare(datasets.ImageFolder, root="/d", samples=[(f"/d/a/{i}.png", 0) for i in range(5)])
+
+
+def test_the_key_of_a_subset_is_that_of_its_index() -> None:
+    assert key_of(Subset(Subset(FOLDER, [4, 3, 2]), [2, 0]), 0) == "a/2.png"
+
+
+@pytest.mark.parametrize(("index", "expected"), [(0, "0"), (4, "4"), (5, "3"), (6, "1"), (-1, "1"), (-7, "0")])
+def test_the_key_of_a_concatenation_is_that_of_its_part(index: int, expected: str) -> None:
+    both = ConcatDataset([FOLDER, Subset(FOLDER, [3, 1])])
+    assert key_of(both, index) == f"a/{expected}.png"
+
+
+def test_an_index_past_a_concatenation_is_an_index_error() -> None:
+    with pytest.raises(IndexError):
+        key_of(ConcatDataset([FOLDER]), 5)
+
+
+def test_a_key_may_be_a_function_or_one_key_for_each_index() -> None:
+    assert key_of(object(), 3, lambda index: f"image {index}") == "image 3"
+    assert key_of(object(), 1, ["first", "second"]) == "second"
+
+
+def test_the_key_that_is_given_goes_before_the_dataset() -> None:
+    assert key_of(FOLDER, 1, lambda index: "mine") == "mine"
+
+
+@pytest.mark.parametrize("dataset", [[1, 2], bare(datasets.CIFAR10, root="/d", data=[1, 2])], ids=["list", "CIFAR10"])
+def test_a_dataset_that_does_not_know_its_files_asks_for_key(dataset: Any) -> None:
+    with pytest.raises(
+        TypeError, match=rf"^{type(dataset).__name__} does not say which file .* LabelMapDataset\(\.\.\."
+    ):
+        key_of(dataset, 0)

@@ -1,0 +1,103 @@
+"""The label belongs to the image that timm really loaded, not to the index that was asked for."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+from timm.data import AugMixDataset, ImageDataset, create_dataset, create_loader, create_transform
+from torch.utils.data import Subset
+from torchvision import transforms as v1
+
+from tests.painted import WRONG, H, Painted, W, label_error, paint
+from torchrelabel import LabelMapDataset
+from torchrelabel.data.tell_tale_reader import TellTaleReader
+
+# timm leaves the files open that it reads.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+WHOLE = v1.Compose([v1.CenterCrop((H, W)), v1.ToTensor()])
+
+
+@pytest.fixture
+def painted(tmp_path: Path) -> Painted:
+    return paint(tmp_path)
+
+
+def break_image(painted: Painted, number: int) -> None:
+    (painted.root / painted.keys[number]).write_bytes(b"not an image")
+
+
+def test_timms_dataset_is_wrapped_like_any_other(painted: Painted) -> None:
+    dataset = LabelMapDataset(create_dataset("", root=str(painted.root), transform=WHOLE), painted.store, num_classes=7)
+    assert max(label_error(*dataset[i]) for i in range(len(dataset))) < 0.01
+
+
+@pytest.mark.parametrize("subset", [False, True])
+def test_a_broken_image_gets_the_label_of_the_one_loaded_in_its_place(painted: Painted, subset: bool) -> None:
+    break_image(painted, 3)
+    images = ImageDataset(str(painted.root), transform=WHOLE)
+    dataset = LabelMapDataset(Subset(images, [3]) if subset else images, painted.store, num_classes=7)
+    image, label = dataset[0 if subset else 3]
+    assert label_error(image, label) < 0.01
+
+
+def test_a_broken_image_is_refused_where_the_keys_were_given(painted: Painted) -> None:
+    break_image(painted, 3)
+    images = ImageDataset(str(painted.root), transform=WHOLE)
+    dataset = LabelMapDataset(images, painted.store, num_classes=7, key=painted.keys)
+    dataset[2]
+    with pytest.raises(ValueError, match=r"another image in place of number 3.*leave key= out"):
+        dataset[3]
+
+
+def test_the_given_dataset_keeps_its_reader(painted: Painted) -> None:
+    images = ImageDataset(str(painted.root), transform=WHOLE)
+    LabelMapDataset(images, painted.store, num_classes=7)
+    assert not isinstance(images.reader, TellTaleReader)
+    assert images.transform is WHOLE
+
+
+def test_the_reader_gives_what_timms_gives(painted: Painted) -> None:
+    reader = ImageDataset(str(painted.root)).reader
+    teller = pickle.loads(pickle.dumps(TellTaleReader(reader)))
+    assert len(teller) == len(reader)
+    assert teller.filename(2) == reader.filename(2)
+    assert teller.class_to_idx == reader.class_to_idx
+
+
+def test_a_loader_that_assigns_the_transform_later_is_followed(painted: Painted) -> None:
+    dataset = LabelMapDataset(ImageDataset(str(painted.root)), painted.store, num_classes=7)
+    create_loader(
+        dataset,
+        (3, 48, 64),
+        batch_size=2,
+        is_training=True,
+        no_aug=False,
+        num_workers=0,
+        use_prefetcher=False,
+        mean=(0, 0, 0),
+        std=(1, 1, 1),
+        color_jitter=None,
+        re_prob=0,
+        pin_memory=False,
+        persistent_workers=False,
+    )
+    assert dataset.transform is not None
+    assert sum(label_error(*dataset[i]) for i in range(7)) / 7 <= WRONG
+
+
+def test_the_splits_of_augmix_share_the_label_of_their_base(painted: Painted) -> None:
+    dataset = AugMixDataset(
+        LabelMapDataset(ImageDataset(str(painted.root)), painted.store, num_classes=7), num_splits=3
+    )
+    dataset.transform = create_transform(
+        64, is_training=True, separate=True, mean=(0, 0, 0), std=(1, 1, 1), color_jitter=None
+    )
+    images, label = dataset[1]
+    assert len(images) == 3
+    assert max(label_error(image, label) for image in images) < 0.1

@@ -1,0 +1,201 @@
+"""CellHead: a timm classifier read cell by cell instead of pooled.
+
+Shape words: N images, d feature channels, h, w cells, C classes, L tokens, P prefix tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from torchrelabel.errors import UnsupportedModel
+
+Layout = Literal["NCHW", "NHWC", "NLC"]
+
+# Room for what the head reads and writes at once: 2**25 float32 numbers are 128 MiB.
+_CHUNK_NUMBERS = 2**25
+_MODELS_THAT_WORK = "tf_efficientnet_l2.ns_jft_in1k_475, resnet50, convnext_base, swin_base_patch4_window7_224"
+
+
+@dataclass(frozen=True)
+class Commuting:
+    """Whether classifying cells, then averaging, equals what the model itself says about the image.
+
+    Attributes:
+        relative_error: Largest difference between ``mean over cells of the logits`` and ``model(x)``, divided by the
+            largest absolute value of ``model(x)``.
+        same_top_class: Share of the images whose top class is the same both ways, 0 to 1.
+    """
+
+    relative_error: float
+    same_top_class: float
+
+    @property
+    def commutes(self) -> bool:
+        """True for a head that is linear after its pooling.
+
+        1e-5 lies between what float32 leaves of equality (at most 6e-7 over timm's families) and the smallest error of
+        a head that is not linear (7e-5, FasterNet with random weights): docs/annotators.md.
+        """
+        return self.relative_error <= 1e-5
+
+
+class CellHead:
+    """Classify every cell of a model's last feature grid with the model's own head.
+
+    ``forward_features`` gives the grid; ``forward_head`` then sees every cell as if it were an image of 1 x 1 cells.
+    Norms, MLPs and convolutions in the head stay what they are, and no weight is touched. For token models (ViT) the
+    prefix tokens are dropped, and a patch token fills the whole sequence: however the head pools (first token, mean,
+    attention), it pools copies of this token.
+
+    Args:
+        model: A timm classifier. It is put into ``eval`` mode, so that norms use their running statistics and dropout
+            is off.
+        image_size: Side in pixels, S, of the square images that it will get.
+
+    Attributes:
+        layout: How the features come: ``"NCHW"``, ``"NHWC"``, or ``"NLC"`` for tokens.
+        grid: ``(h, w)`` in cells, at ``image_size``.
+        prefix_tokens: P, the class and register tokens in front of the patch tokens.
+        num_classes: C.
+
+    Raises:
+        UnsupportedModel: If the features are no grid, or the head refuses a single cell.
+
+    Source: Yun et al. 2021, https://arxiv.org/abs/2101.05022, section 3.1, where the classifier's weights become a
+    1 x 1 convolution. For a linear head that is the same; docs/annotators.md lists the families for which it is not.
+    """
+
+    def __init__(self, model: nn.Module, image_size: int) -> None:
+        self.model: Any = model.eval()
+        self.name = _name(model)
+        # Noise rather than zeros: a norm of a constant image could divide by nothing.
+        probe = torch.randn(
+            1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0), dtype=torch.float32
+        ).to(next(model.parameters()).device)
+        with torch.inference_mode():
+            try:
+                features = self._features(probe)
+            except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+                raise ValueError(
+                    f"{self.name} cannot take an image of {image_size} x {image_size} px: {error}. Give another size."
+                ) from error
+            self.layout, self.grid, self.prefix_tokens = self._layout(features)
+            logits = self._head(self._cells(features)[:1])
+        self.channels = int(features.shape[1 if self.layout == "NCHW" else -1])
+        self.num_classes = int(logits.shape[-1])
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Classify every cell.
+
+        Args:
+            images: Normalised, ``[N, 3, S, S]``.
+
+        Returns:
+            Logits per cell, ``[N, C, h, w]``, float32.
+        """
+        return torch.cat(list(self.chunks(images))).permute(0, 3, 1, 2).contiguous()
+
+    def chunks(self, images: Tensor) -> Iterator[Tensor]:
+        """Classify every cell, a few images at a time, so that memory stays bounded when C is large.
+
+        Args:
+            images: Normalised, ``[N, 3, S, S]``.
+
+        Yields:
+            Logits of the next ``n`` images, ``[n, h, w, C]``, float32, classes last; the n add up to N.
+        """
+        features = self._features(images)
+        h, w = self.grid
+        numbers_per_image = h * w * max(self.num_classes, self.channels * (self.prefix_tokens + 1))
+        for part in torch.split(features, max(1, _CHUNK_NUMBERS // numbers_per_image)):
+            yield self._head(self._cells(part)).float().view(len(part), h, w, self.num_classes)
+
+    def commuting(self, images: Tensor) -> Commuting:
+        """Measure how far the mean over the cells is from the model's own answer.
+
+        Args:
+            images: Normalised, ``[N, 3, S, S]``.
+
+        Returns:
+            The largest relative difference, and how often the top class agrees.
+        """
+        with torch.inference_mode():
+            own = self.model(images).float()
+            mean = self(images).mean(dim=(2, 3))
+        difference = (mean - own).abs().max() / own.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+        return Commuting(float(difference), float((mean.argmax(1) == own.argmax(1)).float().mean()))
+
+    def _features(self, images: Tensor) -> Tensor:
+        if not (hasattr(self.model, "forward_features") and hasattr(self.model, "forward_head")):
+            raise UnsupportedModel(
+                f"{self.name} has no forward_features and forward_head, which timm's classifiers have. "
+                f"Models that work: {_MODELS_THAT_WORK}."
+            )
+        features = self.model.forward_features(images)
+        if not isinstance(features, Tensor):
+            raise UnsupportedModel(
+                f"{self.name} returns its features as a {type(features).__name__}, not as one grid of cells. "
+                f"Models that work: {_MODELS_THAT_WORK}."
+            )
+        return features
+
+    def _layout(self, features: Tensor) -> tuple[Layout, tuple[int, int], int]:
+        """Read layout, grid and number of prefix tokens off the features of one square image."""
+        shape = tuple(features.shape)
+        if len(shape) == 4:
+            # The image is square, so its grid is, and the two equal axes are the grid. The attribute decides where
+            # there happen to be as many channels as rows.
+            channels_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC" and shape[1] == shape[2]
+            if shape[2] == shape[3] and not channels_last:
+                return "NCHW", (shape[2], shape[3]), 0
+            if shape[1] == shape[2]:
+                return "NHWC", (shape[1], shape[2]), 0
+        if len(shape) == 3:
+            # CoaT says nothing about its class token, so without a word from the model none and one are tried.
+            for prefix in (int(getattr(self.model, "num_prefix_tokens", 0)), 0, 1):
+                side = math.isqrt(max(0, shape[1] - prefix))
+                # A single token is the class token alone (PiT), which says nothing about places.
+                if side > 1 and side * side == shape[1] - prefix:
+                    return "NLC", (side, side), prefix
+        raise UnsupportedModel(
+            f"{self.name} returns features of shape {list(shape)} for one image, which is no grid of cells. "
+            f"Models that work: {_MODELS_THAT_WORK}."
+        )
+
+    def _cells(self, features: Tensor) -> Tensor:
+        """Turn the cells of N images into N * h * w images of one cell, row by row."""
+        if self.layout == "NCHW":
+            return features.permute(0, 2, 3, 1).reshape(-1, features.shape[1], 1, 1)
+        if self.layout == "NHWC":
+            return features.reshape(-1, 1, 1, features.shape[3])
+        patches = features[:, self.prefix_tokens :]
+        return patches.reshape(-1, 1, patches.shape[2]).expand(-1, self.prefix_tokens + 1, -1)
+
+    def _head(self, cells: Tensor) -> Tensor:
+        try:
+            logits = self.model.forward_head(cells)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+            raise UnsupportedModel(
+                f"The head of {self.name} cannot classify one cell alone (features {list(cells.shape[1:])}): "
+                f"{error}. Models that work: {_MODELS_THAT_WORK}."
+            ) from error
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(cells) or not logits.shape[1]:
+            got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise UnsupportedModel(
+                f"The head of {self.name} returns {got} for {len(cells)} cells, not one row of class scores each. "
+                f"Models that work: {_MODELS_THAT_WORK}."
+            )
+        return logits
+
+
+def _name(model: nn.Module) -> str:
+    cfg = getattr(model, "pretrained_cfg", None)
+    return str(cfg.get("architecture", type(model).__name__)) if isinstance(cfg, dict) else type(model).__name__

@@ -1,0 +1,231 @@
+"""The images of a folder: found as torchvision's ImageFolder finds them, loaded as its loader loads them."""
+
+from __future__ import annotations
+
+import os
+import stat
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+_RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True)
+class ImagesFound:
+    """What a folder holds.
+
+    Attributes:
+        root: The folder.
+        keys: Paths of the images relative to the folder, ``/`` separators, sorted.
+        class_to_idx: Class folders to indices, as torchvision's ``ImageFolder`` numbers them; None for a flat folder.
+        problems: Folders that could not be looked into, as (path, reason).
+    """
+
+    root: Path
+    keys: list[str]
+    class_to_idx: dict[str, int] | None
+    problems: list[tuple[str, str]]
+
+    def class_of(self, key: str) -> int | None:
+        """Return the index of the class folder that an image lies in; None if it lies in none."""
+        folder, separator, _ = key.partition("/")
+        return self.class_to_idx.get(folder) if self.class_to_idx and separator else None
+
+
+def find_images(root: str | os.PathLike[str], skip: Iterable[str | os.PathLike[str]] = ()) -> ImagesFound:
+    """Find the images of a folder and of the folders in it.
+
+    Files count by their extension, as in torchvision, hidden ones too. Links to folders are followed; one that leads
+    back to a folder it lies in is reported instead.
+
+    Args:
+        root: The folder.
+        skip: Folders to leave out, such as the store.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        NotADirectoryError: If it is a file.
+    """
+    root = Path(root)
+    if not root.exists():
+        raise FileNotFoundError(f"There is no folder {str(root)!r}.")
+    if not root.is_dir():
+        raise NotADirectoryError(f"{str(root)!r} is a file. Give the folder that holds the images.")
+    skipped = {os.path.realpath(path) for path in skip}
+    keys: list[str] = []
+    problems: list[tuple[str, str]] = []
+    class_folders: list[str] = []
+    # Folders still to look into: key prefix, and the real paths of the folder and of all above it.
+    waiting: list[tuple[str, frozenset[str]]] = [("", frozenset({os.path.realpath(root)}))]
+    while waiting:
+        prefix, above = waiting.pop()
+        try:
+            # Closed before the next folder is opened, so that depth does not cost file handles.
+            with os.scandir(os.path.join(root, prefix)) as entries:
+                here = [(entry.name, entry.is_dir()) for entry in entries]
+        except OSError as error:
+            problems.append((prefix.rstrip("/") or str(root), error.strerror or str(error)))
+            continue
+        for name, is_folder in here:
+            if not is_folder:
+                # A broken link counts as an image here, and fails by name when it is loaded.
+                if name.lower().endswith(IMG_EXTENSIONS):
+                    keys.append(prefix + name)
+                continue
+            real = os.path.realpath(os.path.join(root, prefix, name))
+            if real in skipped:
+                continue
+            if real in above:
+                problems.append((prefix + name, f"a link back to {real}, which it lies in"))
+                continue
+            if not prefix:
+                class_folders.append(name)
+            waiting.append((f"{prefix}{name}/", above | {real}))
+    in_folders = any("/" in key for key in keys)
+    class_to_idx = {name: index for index, name in enumerate(sorted(class_folders))} if in_folders else None
+    return ImagesFound(root, sorted(keys), class_to_idx, sorted(problems))
+
+
+def load_image(path: str | os.PathLike[str], size: int, interpolation: str) -> Image.Image:
+    """Load an image as torchvision's ``pil_loader`` does (RGB, EXIF rotation ignored), squashed to a square.
+
+    Args:
+        path: The file.
+        size: S in pixels.
+        interpolation: ``"bilinear"``, ``"bicubic"``, ...; antialiased, as always with PIL.
+
+    Returns:
+        The whole image at S x S, as ``torchvision.transforms.Resize((S, S))`` gives it.
+
+    Raises:
+        OSError: If the file is none, or not an image.
+        Exception: Whatever else PIL raises for damaged files.
+    """
+    # Opening a named pipe would wait for ever.
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("not a regular file")
+    with open(path, "rb") as file, Image.open(file) as image:
+        rgb: Image.Image = image.convert("RGB")
+    return rgb if rgb.size == (size, size) else rgb.resize((size, size), _RESAMPLING[interpolation])
+
+
+def check_interpolation(interpolation: str) -> None:
+    """Refuse an interpolation that PIL does not have.
+
+    Raises:
+        ValueError: If it is unknown.
+    """
+    if interpolation not in _RESAMPLING:
+        raise ValueError(f"interpolation must be one of {', '.join(_RESAMPLING)}, got {interpolation!r}.")
+
+
+@dataclass
+class LoadedImage:
+    """One image, or the reason why there is none.
+
+    Attributes:
+        key: Its path relative to the root.
+        pixels: ``[3, S, S]`` uint8; None if it could not be loaded.
+        reason: Why not.
+        warnings: What PIL warned about.
+    """
+
+    key: str
+    pixels: Tensor | None = None
+    reason: str = ""
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass
+class LoadedBatch:
+    """Several images side by side, those that failed apart.
+
+    Attributes:
+        keys: N keys.
+        pixels: ``[N, 3, S, S]`` uint8.
+        failures: Key and reason of those that could not be loaded.
+        warnings: Key and text of what PIL warned about.
+    """
+
+    keys: list[str]
+    pixels: Tensor
+    failures: list[tuple[str, str]]
+    warnings: list[tuple[str, str]]
+
+    def pin_memory(self) -> LoadedBatch:
+        """Copy the pixels to page-locked memory; a DataLoader calls this."""
+        return LoadedBatch(self.keys, self.pixels.pin_memory(), self.failures, self.warnings)
+
+
+class ImagesToAnnotate(Dataset[LoadedImage]):
+    """Images as pixels of one size. A bad image is a value, not an error: an error would end the whole run.
+
+    Args:
+        root: The folder.
+        keys: Paths of the images relative to it.
+        size: S in pixels.
+        interpolation: How they are resized.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], keys: Sequence[str], size: int, interpolation: str) -> None:
+        check_interpolation(interpolation)
+        self.root = os.fspath(root)
+        self.keys = keys
+        self.size = size
+        self.interpolation = interpolation
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> LoadedImage:
+        key = self.keys[index]
+        # Recorded, so that a warning of PIL's (a huge image, damaged EXIF) is neither lost nor, under -W error, fatal.
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                image = load_image(os.path.join(self.root, key), self.size, self.interpolation)
+            except Exception as error:  # PIL raises nearly anything for damaged files: OSError, SyntaxError, ...
+                return LoadedImage(key, reason=_reason(error), warnings=_texts(caught))
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        return LoadedImage(key, pixels, warnings=_texts(caught))
+
+
+def collate(images: list[LoadedImage]) -> LoadedBatch:
+    """Put images side by side; in a worker process, so that one block of shared memory carries them all."""
+    pixels = [image.pixels for image in images if image.pixels is not None]
+    return LoadedBatch(
+        keys=[image.key for image in images if image.pixels is not None],
+        pixels=torch.stack(pixels) if pixels else torch.empty(0, 3, 0, 0, dtype=torch.uint8),
+        failures=[(image.key, image.reason) for image in images if image.pixels is None],
+        warnings=[(image.key, text) for image in images for text in image.warnings],
+    )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file, or a broken link"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    # PIL puts the file object's repr into some messages: "cannot identify image file <_io.BufferedReader ...>".
+    text = str(error).split(" <_io.")[0].strip()
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _texts(caught: Sequence[warnings.WarningMessage]) -> list[str]:
+    return sorted({str(warning.message) for warning in caught})

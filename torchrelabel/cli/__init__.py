@@ -1,0 +1,62 @@
+"""The command ``torchrelabel``: a click group that imports a subcommand when it is asked for.
+
+A subcommand is a module of this package that holds a click command under its own name: ``info.py`` has ``info``, and
+``import_.py`` has ``import_``, called ``import``. Such a module imports torch and timm inside its function, so that
+``--help`` stays fast. Errors become one message and exit status 1 here, once for all commands.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+from typing import Any
+
+import click
+
+from torchrelabel._version import __version__
+from torchrelabel.errors import TorchRelabelError
+
+# The exit statuses of every command; click itself uses 2 for wrong use.
+DONE, FAILED, WRONG_USE, DONE_WITH_LOSSES = 0, 1, 2, 3
+STOPPED_BY_USER = 130
+
+
+class CommandGroup(click.Group):
+    """The modules of this package, as commands."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands, sorted."""
+        return sorted(module.name.rstrip("_") for module in pkgutil.iter_modules(__path__))
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Import the command of this name; None if there is none."""
+        if name not in self.list_commands(ctx):
+            return None
+        module_name = next(m.name for m in pkgutil.iter_modules(__path__) if m.name.rstrip("_") == name)
+        command = getattr(importlib.import_module(f"{__name__}.{module_name}"), module_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; what the library raises on purpose becomes one message on stderr and exit status 1."""
+        try:
+            return super().invoke(ctx)
+        # A closed pipe (torchrelabel info | head) is not an error to report, and click deals with it.
+        except BrokenPipeError:
+            raise
+        except (TorchRelabelError, ValueError, OSError, ImportError) as error:
+            # For whoever needs to see where it came from.
+            if os.environ.get("TORCHRELABEL_TRACEBACK"):
+                raise
+            raise click.ClickException(str(error) or type(error).__name__) from error
+
+
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="torchrelabel")
+def main() -> None:
+    """Label maps for image classification: soft labels for exactly what a random crop shows.
+
+    Exit status: 0 done, 1 failed, 2 wrong use, 3 done with losses. Set TORCHRELABEL_TRACEBACK=1 to see where an error
+    came from.
+    """

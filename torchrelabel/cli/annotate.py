@@ -1,0 +1,106 @@
+"""``torchrelabel annotate``: write the label maps of a folder of images."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from torchrelabel.cli import DONE_WITH_LOSSES, STOPPED_BY_USER
+
+if TYPE_CHECKING:
+    from torchrelabel.annotate import Summary
+
+_FAILURES_SHOWN = 20
+
+
+@click.command(
+    epilog="Example: torchrelabel annotate imagenet/train --model tf_efficientnet_l2.ns_jft_in1k_475 "
+    "-o imagenet.lmdb --amp. On four GPUs: torchrun --nproc-per-node 4 -m torchrelabel annotate ..."
+)
+@click.argument("data", default=".", type=click.Path())
+@click.option("--model", required=True, metavar="NAME", help="A classifier of timm's, with or without a tag.")
+@click.option("-o", "--output", default="maps.lmdb", show_default=True, type=click.Path(), help="The store to write.")
+@click.option("--checkpoint", type=click.Path(), help="Weights: a .safetensors file, or one of torch.save's.")
+@click.option("--pretrained/--no-pretrained", default=True, show_default=True, help="timm's weights, or random ones.")
+@click.option("--topk", "top_k", default=5, show_default=True, help="Classes kept per cell.")
+@click.option("--image-size", type=int, metavar="PX", help="Side to which every image is squashed. [default: model's]")
+@click.option("--batch-size", default=32, show_default=True, help="Images per forward pass.")
+@click.option("--workers", type=int, help="Processes that load images. [default: as many as cores, at most 8]")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...; auto takes CUDA if it can.")
+@click.option("--amp/--no-amp", default=False, show_default=True, help="Compute in bfloat16.")
+@click.option(
+    "--codec", type=click.Choice(["float16", "uint8"]), default="float16", show_default=True, help="Storage of scores."
+)
+@click.option("--residual/--no-residual", default=True, show_default=True, help="Keep the mass of the other classes.")
+@click.option("--shards", type=int, help="LMDB files in the store. [default: one per rank]")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def annotate(as_json: bool, data: str, output: str, **options: Any) -> None:
+    """Write the label maps of the images in DATA (default: here) to a store.
+
+    Every image is squashed to the model's input size; the model's own head classifies each cell of its last feature
+    grid. The same command continues a run that was interrupted, tries failed images again and adds new ones.
+    """
+    # After --help and wrong use, since torch and timm take seconds to import.
+    from torchrelabel.annotate import annotate as run
+
+    try:
+        summary = run(data, output, **options)
+    except KeyboardInterrupt:
+        click.echo(f"Stopped. What was annotated is in {output}; the same command continues.", err=True)
+        sys.exit(STOPPED_BY_USER)
+    click.echo(json.dumps(_figures(summary), indent=2) if as_json else _words(summary))
+    if summary.failed:
+        sys.exit(DONE_WITH_LOSSES)
+
+
+def _figures(summary: Summary) -> dict[str, Any]:
+    return {
+        "output": summary.output,
+        "model": summary.model,
+        "grid": list(summary.grid),
+        "num_classes": summary.num_classes,
+        "top_k": summary.top_k,
+        "images": summary.images,
+        "annotated": summary.annotated,
+        "already_there": summary.already_there,
+        "failed": [{"key": _shown(key), "reason": reason} for key, reason in summary.failed],
+        "notes": [_shown(note) for note in summary.notes],
+        "bytes": summary.bytes,
+        "bytes_per_image": round(summary.bytes_per_image, 1),
+        "images_per_second": round(summary.images_per_second, 2),
+        "seconds": round(summary.seconds, 3),
+        "agreement": summary.agreement,
+    }
+
+
+def _words(summary: Summary) -> str:
+    h, w = summary.grid
+    if not summary.annotated and not summary.failed:
+        lines = [f"Nothing to do: all {summary.images} images are in {summary.output} already."]
+    else:
+        lines = [
+            f"{summary.output}: {summary.annotated} images annotated in {summary.seconds:.1f} s "
+            f"({summary.images_per_second:.1f} images/s), {summary.already_there} were there already, "
+            f"{len(summary.failed)} failed.",
+        ]
+    lines.append(
+        f"{summary.model}: {h} x {w} cells, top {summary.top_k} of {summary.num_classes} classes, "
+        f"{summary.bytes / 1e6:.1f} MB, {summary.bytes_per_image:.0f} bytes an image."
+    )
+    if summary.agreement is not None:
+        lines.append(
+            f"The pooled map's top class is the folder's for {summary.agreement:.1%} of the images annotated now."
+        )
+    for key, reason in summary.failed[:_FAILURES_SHOWN]:
+        lines.append(f"failed: {_shown(key)}: {reason}")
+    if len(summary.failed) > _FAILURES_SHOWN:
+        lines.append(f"and {len(summary.failed) - _FAILURES_SHOWN} more; the store lists them all (torchrelabel info).")
+    return "\n".join(lines)
+
+
+def _shown(text: str) -> str:
+    # A file name need not be UTF-8; its odd bytes become \udcXX here rather than an error on printing.
+    return text.encode("utf-8", "backslashreplace").decode()

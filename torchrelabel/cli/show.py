@@ -1,0 +1,89 @@
+"""``torchrelabel show``: a picture of one image's label map and the soft label of a crop."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+class _Box(click.ParamType):  # type: ignore[type-arg, unused-ignore] # generic since click 8.4
+    name = "X1,Y1,X2,Y2"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, float, float, float]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            x1, y1, x2, y2 = (float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not four numbers separated by commas, such as 0.5,0,1,1 for the right half", param)
+        return x1, y1, x2, y2
+
+
+@click.command(epilog="Example: torchrelabel show n01440764/n01440764_10026.JPEG --crop 0.5,0,1,1 -o right-half.svg")
+@click.argument("key")
+@click.option("--store", default="maps.lmdb", show_default=True, type=click.Path(), help="Where its label map is.")
+@click.option("--data", default=".", show_default=True, type=click.Path(), help="The folder that was annotated.")
+@click.option("--crop", type=_Box(), default="0,0,1,1", show_default=True, help="In fractions of the image.")
+@click.option(
+    "-o",
+    "--output",
+    default="label-map.svg",
+    show_default=True,
+    type=click.Path(),
+    help="The picture; .png, .svg or .pdf.",
+)
+@click.option("--fill", type=click.Choice(["zero", "residual"]), default="zero", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the soft label's largest shares as JSON.")
+def show(
+    key: str,
+    store: str,
+    data: str,
+    crop: tuple[float, float, float, float],
+    output: str,
+    fill: str,
+    as_json: bool,
+) -> None:
+    """Draw the image KEY with its label map: where each class is seen, and the soft label of a crop.
+
+    KEY is the image's path relative to the annotated folder, as in the store.
+    """
+    from torchrelabel.viz import require_matplotlib
+
+    require_matplotlib()
+    from PIL import Image
+
+    from torchrelabel.data.records import label_map_of
+    from torchrelabel.pooling import LabelPooling
+    from torchrelabel.store import LabelStore
+    from torchrelabel.view_box import ViewBox
+    from torchrelabel.viz import draw_label_map
+
+    label_store = LabelStore(store)
+    record = label_store[key]
+    path = Path(data) / key
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist. Say with --data which folder was annotated into {store}.")
+    with Image.open(path) as file:
+        image = file.convert("RGB")
+    header = label_store.header
+    label_map = label_map_of(record, header, (image.height, image.width), ViewBox(*crop))
+    pooling = LabelPooling(fill=fill)
+    figure = draw_label_map(image, label_map, class_names=header.class_names, pooling=pooling, title=key)
+    figure.savefig(output, dpi=120)
+    label = pooling(label_map)
+    top = label.topk(min(header.top_k, header.num_classes))
+    names = header.class_names or [str(index) for index in range(header.num_classes)]
+    shares = [
+        {"class": index, "name": names[index], "share": round(share, 4)}
+        for index, share in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    ]
+    if as_json:
+        click.echo(json.dumps({"key": key, "crop": list(crop), "picture": output, "label": shares}, indent=2))
+        return
+    click.echo(f"{output}: {key}, crop {crop}")
+    for entry in shares:
+        click.echo(f"  {entry['share']:7.4f}  {entry['name']}")

@@ -1,0 +1,43 @@
+"""TellTaleReader: the reader of timm's ImageDataset, telling which image was really loaded."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import Any
+
+from torchrelabel.transforms._loading import loading_sample
+
+__all__ = ["TellTaleReader"]
+
+
+class TellTaleReader:
+    """A reader that tells the sample being loaded which images it opens.
+
+    timm's ``ImageDataset`` goes on to the next index where an image is broken, so that the index asked for does not
+    tell which image came; the last one opened does.
+
+    Args:
+        reader: timm's, by index.
+    """
+
+    def __init__(self, reader: Any) -> None:
+        self._reader = reader
+
+    def __getitem__(self, index: int) -> Any:
+        sample = loading_sample()
+        if sample is not None:
+            sample.read.append(partial(self.key, index))
+        return self._reader[index]
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._reader, name)
+
+    def key(self, index: int) -> str:
+        """The key of an image: its path relative to the reader's root."""
+        return str(self._reader.filename(index)).replace(os.sep, "/")

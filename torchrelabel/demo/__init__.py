@@ -1,0 +1,5 @@
+"""The demo: real handwritten digits in crowded scenes, learnt from three kinds of labels."""
+
+from torchrelabel.demo.run import demo as demo
+
+__all__ = ["demo"]
