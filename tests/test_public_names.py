@@ -52,23 +52,50 @@ def test_a_public_name_is_there(name):
     assert name in dir(torchrelabel)
 
 
-# One by one in a fresh interpreter: LabelPooling alone used to end in a circular import.
-@pytest.mark.parametrize("name", ["LabelMap", "LabelPooling", "PoolLabelMap", "check_pipeline", "LabelMapDataset"])
-def test_a_public_name_can_be_the_first_one_asked_for(name):
-    assert "torch" in loaded_after(f"from torchrelabel import {name}")
+# torch is loaded once, and each line of code runs in a process of its own that has not seen torchrelabel.
+EACH_AFRESH = """
+import os, sys, traceback
+import torch, torchvision
+for code in sys.argv[1:]:
+    child = os.fork()
+    if child == 0:
+        status = 0
+        try:
+            exec(code)
+        except BaseException:
+            traceback.print_exc()
+            status = 1
+        os._exit(status)
+    if os.waitpid(child, 0)[1] != 0:
+        print(code)
+"""
 
 
-@pytest.mark.parametrize(
-    "module", ["label_map", "pooling", "transforms", "transforms._kernels", "transforms.pool", "transforms.crop"]
-)
-def test_a_module_imported_first_has_the_kernels_registered(module):
-    code = (
-        f"import torchrelabel.{module}\n"
-        "from torchvision.transforms.v2.functional import _utils, crop, rotate\n"
-        "from torchrelabel.label_map import LabelMap\n"
+def failing_afresh(*codes):
+    """Those of some lines of code that fail where nothing of torchrelabel was imported before."""
+    done = subprocess.run([sys.executable, "-c", EACH_AFRESH, *codes], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+def test_every_public_name_can_be_the_first_one_asked_for():
+    # LabelPooling used to end in a circular import.
+    names = [name for name in torchrelabel.__all__ if name != "__version__"]
+    assert failing_afresh(*[f"from torchrelabel import {name}" for name in names]) == []
+
+
+def test_every_module_imported_first_has_the_kernels_registered():
+    modules = ["label_map", "pooling", "transforms", "transforms._kernels", "transforms.pool", "transforms.mix"]
+    check = (
+        "from torchvision.transforms.v2.functional import _utils, crop, rotate; "
+        "from torchrelabel.label_map import LabelMap; "
         "assert LabelMap in _utils._KERNEL_REGISTRY[crop] and LabelMap in _utils._KERNEL_REGISTRY[rotate]"
     )
-    assert "torch" in loaded_after(code)
+    assert failing_afresh(*[f"import torchrelabel.{module}; {check}" for module in modules]) == []
+
+
+def test_a_line_that_fails_is_reported():
+    codes = ["from torchrelabel import LabelMap", "import torchrelabel.label_mop"]
+    assert failing_afresh(*codes) == ["import torchrelabel.label_mop"]
 
 
 @pytest.mark.parametrize("module", [torchrelabel, __import__("torchrelabel.transforms").transforms])

@@ -18,9 +18,9 @@ __all__ = ["LabelPooling", "dense_scores", "pool_dense"]
 _FILLS = ("zero", "residual")
 _ACTIVATIONS = ("auto", "softmax", "argmax", None)
 
-# RoIAlign takes as many samples along a side as it has cells, rounded up. A side of just three cells would take three
-# or four by a rounding error, so each box is made this much smaller, as a fraction of the image: a few times the error
-# of single precision.
+# RoIAlign takes as many samples along a side as it has cells, rounded up, so that by a rounding error a side of just
+# three cells would take four. Each end of a box is therefore moved inwards by this fraction of the image, about the
+# error of single precision (test_a_side_of_just_three_cells_takes_three_samples_wherever_it_lies).
 _HAIR = 1e-7
 
 

@@ -101,8 +101,8 @@ def test_another_number_of_classes_than_the_weights_have_is_refused() -> None:
 
 
 def test_a_model_without_classifier_is_refused() -> None:
-    with pytest.raises(UnsupportedModel, match=r"vit_small_patch16_dinov3 has no classifier"):
-        Annotator.from_timm("vit_small_patch16_dinov3", pretrained=False, image_size=32, device="cpu")
+    with pytest.raises(UnsupportedModel, match=r"vit_small_patch14_dinov2 has no classifier"):
+        Annotator.from_timm("vit_small_patch14_dinov2", pretrained=False, image_size=28, device="cpu")
 
 
 def test_an_unknown_device_is_refused() -> None:
@@ -153,7 +153,9 @@ def test_a_safetensors_checkpoint_is_read(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_size_gets_its_position_embedding_resized(tmp_path: Path) -> None:
     torch.save(make_model("vit_tiny_patch16_224", num_classes=7).state_dict(), tmp_path / "weights.pth")
-    annotator = Annotator.from_timm("vit_tiny_patch16_224", checkpoint=tmp_path / "weights.pth", image_size=96, device="cpu")
+    annotator = Annotator.from_timm(
+        "vit_tiny_patch16_224", checkpoint=tmp_path / "weights.pth", image_size=96, device="cpu"
+    )
     assert annotator.grid == (6, 6)
 
 

@@ -329,6 +329,8 @@ def test_a_rank_that_died_loses_nothing_and_leaves_the_store_incomplete(
     monkeypatch.setenv("RANK", "1")
     second = run(folder, store)
     assert first.annotated + second.annotated == 60
+    assert (first.rank, second.rank, second.world) == (0, 1, 2)
+    assert first.bytes + second.bytes == sum(file.stat().st_blocks * 512 for file in store.glob("*.mdb"))
     assert LabelStore(store).header.complete
 
 

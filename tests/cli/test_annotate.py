@@ -78,6 +78,19 @@ def test_losses_are_listed_up_to_twenty_and_give_status_three(folder: Path, stor
     assert "and 2 more; the store lists them all" in result.stdout
 
 
+def test_losses_of_a_rank_do_not_make_torchrun_end_the_others(
+    folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for number in range(9):  # some of them are this rank's
+        (folder / f"bad{number}.png").write_bytes(b"no image")
+    result = annotate(folder, "-o", store)
+    assert result.exit_code == 0
+    assert f"rank 0 of 2, {store}: " in result.stdout
+    assert "failed: bad" in result.stdout
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux only")
 def test_a_bad_image_whose_name_is_not_utf_8_is_listed(folder: Path, store: Path) -> None:
     Path(os.fsdecode(os.fsencode(folder) + b"/\xff.png")).write_bytes(b"no image")

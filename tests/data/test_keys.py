@@ -23,11 +23,15 @@ def test_a_key_has_slashes_and_keeps_dots_and_the_extension() -> None:
     assert relative_key("/data/train/001.Black_footed/a.b.JPEG", "/data/train") == "001.Black_footed/a.b.JPEG"
 
 
-def test_a_key_does_not_depend_on_how_the_root_is_written() -> None:
-    assert relative_key("/data/./train/x/1.png", "/data/val/../train/") == "x/1.png"
+@pytest.mark.parametrize("path", ["/data/./train/x/1.png", "/data/train//x/1.png", "/data/train/./y/../x/1.png"])
+@pytest.mark.parametrize("root", ["/data/train", "/data/train/", "/data/val/../train/"])
+def test_a_key_does_not_depend_on_how_path_and_root_are_written(path: str, root: str) -> None:
+    assert relative_key(path, root) == "x/1.png"
 
 
-@pytest.mark.parametrize("path", ["/data/other/1.png", "/data/training/1.png", "/data/train"])
+@pytest.mark.parametrize(
+    "path", ["/data/other/1.png", "/data/training/1.png", "/data/train", "/data/train/", "/data/train/../val/1.png"]
+)
 def test_an_image_outside_the_root_has_no_key(path: str) -> None:
     with pytest.raises(ValueError, match="does not lie below"):
         relative_key(path, "/data/train")

@@ -8,7 +8,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from torchrelabel.demo.digits import load_digits_split
-from torchrelabel.demo.folders import FolderSettings, make_scene_folder
+from torchrelabel.demo.folders import FolderSettings, make_scene_folder, read_scene_folder
 from torchrelabel.demo.scenes import draw_scene
 
 SETTINGS = FolderSettings("train", 50, seed=4, wrong=0.2)
@@ -121,3 +121,13 @@ def test_the_description_names_every_image_with_its_digits(tmp_path, digits):
     assert {key: tuple(scene["digits"]) for key, scene in scenes.items()} == {
         key: record.digits for key, record in folder.records.items()
     }
+
+
+def test_scenes_made_before_are_read_back(tmp_path, digits):
+    made = make_scene_folder(tmp_path / "train", digits, SETTINGS)
+    assert read_scene_folder(tmp_path / "train") == made
+
+
+def test_scenes_that_nobody_made_are_missed_with_the_command_that_makes_them(tmp_path):
+    with pytest.raises(FileNotFoundError, match="torchrelabel demo"):
+        read_scene_folder(tmp_path / "train")

@@ -66,6 +66,7 @@ class CellHead:
 
     Raises:
         UnsupportedModel: If the features are no grid, or the head refuses a single cell.
+        ValueError: If the model cannot take images of this size.
 
     Source: Yun et al. 2021, https://arxiv.org/abs/2101.05022, section 3.1, where the classifier's weights become a
     1 x 1 convolution. For a linear head that is the same; docs/annotators.md lists the families for which it is not.
@@ -74,6 +75,7 @@ class CellHead:
     def __init__(self, model: nn.Module, image_size: int) -> None:
         self.model: Any = model.eval()
         self.name = _name(model)
+        self._refuse_cut_patches(image_size)
         # Noise rather than zeros: a norm of a constant image could divide by nothing.
         probe = torch.randn(
             1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0), dtype=torch.float32
@@ -130,6 +132,19 @@ class CellHead:
             mean = self(images).mean(dim=(2, 3))
         difference = (mean - own).abs().max() / own.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
         return Commuting(float(difference), float((mean.argmax(1) == own.argmax(1)).float().mean()))
+
+    def _refuse_cut_patches(self, image_size: int) -> None:
+        """Refuse a size that leaves a rest beside the last patch: no cell would see it, and all others would be off."""
+        patches = getattr(self.model, "patch_embed", None)
+        projection = getattr(patches, "proj", None)
+        if not isinstance(projection, nn.Conv2d) or getattr(patches, "dynamic_img_pad", False):
+            return
+        side = projection.stride[0]
+        if projection.kernel_size == projection.stride and projection.padding == (0, 0) and image_size % side:
+            raise ValueError(
+                f"{self.name} cannot take an image of {image_size} x {image_size} px: it cuts images into patches of "
+                f"{side} x {side} px. Give a multiple of {side}."
+            )
 
     def _features(self, images: Tensor) -> Tensor:
         if not (hasattr(self.model, "forward_features") and hasattr(self.model, "forward_head")):

@@ -22,7 +22,7 @@ from torchrelabel.annotate.images import ImagesFound, ImagesToAnnotate, LoadedBa
 from torchrelabel.errors import StoreError, TorchRelabelError
 from torchrelabel.store import LabelStoreWriter
 from torchrelabel.store.header import read_header
-from torchrelabel.store.layout import HEADER_FILE, encode_key, shard_of
+from torchrelabel.store.layout import HEADER_FILE, encode_key, shard_file, shard_of
 
 
 @dataclass
@@ -40,10 +40,12 @@ class Summary:
         grid: ``(h, w)`` in cells.
         num_classes: C.
         top_k: K.
-        bytes: Size of the whole store on disk.
+        bytes: Size of the store on disk (of this rank's shards).
         seconds: Time for images and store, without building the model.
         agreement: Of the images annotated now, the share whose pooled map has its highest score at the index of their
             class folder; None unless there are as many folders as classes.
+        rank: Number of this process among those that torchrun started.
+        world: How many these are; 1 without torchrun.
     """
 
     output: str
@@ -59,6 +61,8 @@ class Summary:
     bytes: int = 0
     seconds: float = 0.0
     agreement: float | None = None
+    rank: int = 0
+    world: int = 1
 
     @property
     def bytes_per_image(self) -> float:
@@ -161,7 +165,7 @@ def annotate(
     found = find_images(data, skip=[output])
     if not found.keys:
         raise ValueError(_nothing_found(found))
-    summary = Summary(output=str(output))
+    summary = Summary(output=str(output), rank=rank.rank, world=rank.world)
     storable = [key for key in found.keys if _can_be_stored(key, summary)]
     keys = [key for key in storable if rank.owns(shard_of(key, shards))]
     summary.images = len(keys) + len(summary.failed)
@@ -231,7 +235,7 @@ def annotate(
                 bar.update(len(batch.keys) + len(batch.failures))
         writer.finish(dataset={"count": len(found.keys), "fingerprint": fingerprint(found.keys)})
     summary.seconds = time.perf_counter() - started
-    summary.bytes = _bytes_on_disk(output)
+    summary.bytes = sum(_bytes_on_disk(output / shard_file(shard)) for shard in range(shards) if rank.owns(shard))
     if folders_are_classes and summary.annotated:
         summary.agreement = hits / summary.annotated
     return summary
@@ -383,7 +387,7 @@ def _no_numbers(annotator: Annotator) -> str:
     return f"All scores that {annotator.name} gives for the first images are not finite numbers. {remedy}"
 
 
-def _bytes_on_disk(store: Path) -> int:
+def _bytes_on_disk(path: Path) -> int:
     # st_blocks counts what is allocated: a memory map's file is sparse.
-    sizes = [path.stat() for path in store.rglob("*") if path.is_file()]
-    return sum(getattr(size, "st_blocks", -(-size.st_size // 512)) * 512 for size in sizes)
+    size = path.stat()
+    return int(getattr(size, "st_blocks", -(-size.st_size // 512))) * 512

@@ -51,14 +51,17 @@ def annotate(as_json: bool, data: str, output: str, **options: Any) -> None:
     except KeyboardInterrupt:
         click.echo(f"Stopped. What was annotated is in {output}; the same command continues.", err=True)
         sys.exit(STOPPED_BY_USER)
-    click.echo(json.dumps(_figures(summary), indent=2) if as_json else _words(summary))
-    if summary.failed:
+    click.echo(json.dumps(_figures(summary)) if as_json else _words(summary))
+    # torchrun ends all other ranks when one returns another status than 0, however far they are.
+    if summary.failed and summary.world == 1:
         sys.exit(DONE_WITH_LOSSES)
 
 
 def _figures(summary: Summary) -> dict[str, Any]:
     return {
         "output": summary.output,
+        "rank": summary.rank,
+        "world": summary.world,
         "model": summary.model,
         "grid": list(summary.grid),
         "num_classes": summary.num_classes,
@@ -78,11 +81,12 @@ def _figures(summary: Summary) -> dict[str, Any]:
 
 def _words(summary: Summary) -> str:
     h, w = summary.grid
+    rank = f"rank {summary.rank} of {summary.world}, " if summary.world > 1 else ""
     if not summary.annotated and not summary.failed:
-        lines = [f"Nothing to do: all {summary.images} images are in {summary.output} already."]
+        lines = [f"{rank}Nothing to do: all {summary.images} images are in {summary.output} already."]
     else:
         lines = [
-            f"{summary.output}: {summary.annotated} images annotated in {summary.seconds:.1f} s "
+            f"{rank}{summary.output}: {summary.annotated} images annotated in {summary.seconds:.1f} s "
             f"({summary.images_per_second:.1f} images/s), {summary.already_there} were there already, "
             f"{len(summary.failed)} failed.",
         ]

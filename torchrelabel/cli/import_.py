@@ -52,7 +52,7 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
 def _tree(command: Callable[..., None]) -> Callable[..., None]:
     """The options of formats that are folders of files."""
     for option in (
-        click.option("--workers", type=int, help="Processes that read. [default: one less than cores, at most 4]"),
+        click.option("--workers", type=int, help="Processes that read. [default: as many as cores, at most 4]"),
         click.option("--suffix", default=".JPEG", show_default=True, help="Extension of the images, without --data."),
     ):
         command = option(command)

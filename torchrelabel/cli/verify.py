@@ -73,7 +73,9 @@ def _words(store: str, data: str | None, found: Verification) -> str:
         lines.append("The store is not complete: its writer has not finished. The same annotate command continues.")
     if found.miscounted:
         lines.append(f"The counts disagree: {found.miscounted}.")
-    lines += _listed(f"{len(found.damaged)} label maps are damaged; copy the store again, or annotate into a new one:", found.damaged)
+    lines += _listed(
+        f"{len(found.damaged)} label maps are damaged; copy the store again, or annotate into a new one:", found.damaged
+    )
     lines += _listed(f"{len(found.failures)} images could not be annotated:", found.failures)
     lines += _listed(f"{len(found.missing)} images of {data} have no label map:", dict.fromkeys(found.missing, ""))
     lines += _listed(f"{len(found.surplus)} label maps are of no image in {data}:", dict.fromkeys(found.surplus, ""))

@@ -112,6 +112,19 @@ def make_scene_folder(
     return SceneFolder(root, records)
 
 
+def read_scene_folder(root: Path) -> SceneFolder:
+    """Take the folder of scenes that an earlier demo made.
+
+    Raises:
+        FileNotFoundError: If there is none, naming the command that makes one.
+        FileExistsError: If another version of the demo made it.
+    """
+    folder, _ = _read_description(root.with_name(root.name + ".json"))
+    if folder is None:
+        raise FileNotFoundError(f"{root} holds no scenes of the demo. Make them first: torchrelabel demo")
+    return folder
+
+
 def _draw_scenes(digits: Digits, settings: FolderSettings) -> dict[str, tuple[Scene, SceneRecord]]:
     rng = np.random.default_rng(settings.seed)
     wrong = wrong_labels(settings.count, settings.wrong, rng)

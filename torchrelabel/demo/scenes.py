@@ -11,7 +11,7 @@ from PIL import Image
 from torchrelabel.demo.digits import Digits
 
 SIDES = (64, 96)
-LARGE = (0.36, 0.46)
+LARGE = (0.5, 0.65)
 SMALL = (0.18, 0.26)
 GAP = 2
 
@@ -119,8 +119,8 @@ def _background(rng: np.random.Generator, height: int, width: int) -> NDArray[np
     y, x = np.mgrid[0:height, 0:width]
     stripes = np.sin((x * np.cos(angle) + y * np.sin(angle)) * 2 * np.pi / period + rng.uniform(0, 2 * np.pi))
     tint = rng.uniform(0.5, 1.0, size=(2, 3))
-    pattern = 16 * blotches[..., None] * tint[0] + rng.uniform(0, 14) * stripes[..., None] * tint[1]
-    grain = rng.normal(scale=6, size=(height, width, 1))
+    pattern = 10 * blotches[..., None] * tint[0] + rng.uniform(0, 9) * stripes[..., None] * tint[1]
+    grain = rng.normal(scale=4, size=(height, width, 1))
     painted: NDArray[np.float64] = colour + pattern + grain
     return painted
 

@@ -32,15 +32,15 @@ def read_all(
     Args:
         read: Picklable; what it raises ends everything.
         items: What to read.
-        workers: Processes; 0 reads in this one. None: one for each core but that of this process, which writes
-            what they read, at most 4; this one if there is little to read.
+        workers: Processes; 0 reads in this one. None: one for each core, at most 4, since one process writes what
+            they read; this one if there is little to read.
         label: Names an item in an error.
 
     Raises:
         TorchRelabelError: If a process dies.
     """
     if workers is None:
-        workers = min(max(_cores() - 1, 1), 4) if len(items) >= _WORTH_A_PROCESS else 0
+        workers = min(_cores(), 4) if len(items) >= _WORTH_A_PROCESS else 0
     chunks = [items[start : start + _ITEMS_AT_ONCE] for start in range(0, len(items), _ITEMS_AT_ONCE)]
     workers = min(workers, len(chunks))
     if not workers:

@@ -39,7 +39,7 @@ def import_relabel(
         num_classes: C.
         dtype: What the numbers of the files are, ``"float32"`` or ``"float16"``.
         codec: How records are stored, ``"float16"`` or ``"uint8"``.
-        workers: Processes that read; one less than cores, 1 to 4, if None and there is much to read; 0 reads in this
+        workers: Processes that read; as many as cores, at most 4, if None and there is much to read; 0 reads in this
             process.
         progress: Show progress and notes on stderr.
 
