@@ -213,3 +213,11 @@ def test_a_batch_keeps_good_and_bad_images_apart(tmp_path: Path) -> None:
 def test_an_unknown_interpolation_is_refused_with_those_that_exist(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"must be one of nearest, bilinear, .* got 'random'"):
         ImagesToAnnotate(tmp_path, [], 6, "random")
+
+
+def test_a_link_to_itself_does_not_lose_the_images_beside_it(tmp_path: Path) -> None:
+    make_folder(tmp_path, ["a/x.png"])
+    (tmp_path / "a" / "ring").symlink_to(tmp_path / "a" / "ring")
+    found = find_images(tmp_path)
+    assert found.keys == ["a/x.png"]
+    assert found.problems == []

@@ -78,7 +78,7 @@ def find_images(root: str | os.PathLike[str], skip: Iterable[str | os.PathLike[s
         try:
             # Closed before the next folder is opened, so that depth does not cost file handles.
             with os.scandir(os.path.join(root, prefix)) as entries:
-                here = [(entry.name, entry.is_dir()) for entry in entries]
+                here = [(entry.name, _is_folder(entry)) for entry in entries]
         except OSError as error:
             problems.append((prefix.rstrip("/") or str(root), error.strerror or str(error)))
             continue
@@ -100,6 +100,13 @@ def find_images(root: str | os.PathLike[str], skip: Iterable[str | os.PathLike[s
     in_folders = any("/" in key for key in keys)
     class_to_idx = {name: index for index, name in enumerate(sorted(class_folders))} if in_folders else None
     return ImagesFound(root, sorted(keys), class_to_idx, sorted(problems))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself is no folder, and no reason to lose the files beside it
+        return False
 
 
 def load_image(path: str | os.PathLike[str], size: int, interpolation: str) -> Image.Image:
