@@ -106,6 +106,12 @@ def thumbnail_kept(img: Image.Image) -> Any:
     return v1.functional.to_tensor(small)
 
 
+def thumbnail_in_place_kept(img: Image.Image) -> Any:
+    img.crop((0, 0, 70, 42))
+    img.thumbnail((70, 42))  # as large as the crop
+    return v1.functional.to_tensor(img)
+
+
 def in_place_thumbnail(img: Image.Image) -> Image.Image:
     img.thumbnail((100, 70))
     return img.crop((10, 0, 60, 40))
@@ -261,5 +267,6 @@ PIPELINES: dict[str, tuple[Callable[[], Any], str]] = {
     "the crop and the whole": (lambda: lambda img: (img.crop((0, 0, 60, 60)), img), NOT_SEEN),
     "the whole, cropped, and then a part": (lambda: whole_then_part, NOT_SEEN),
     "a thumbnail kept, and a crop thrown away": (lambda: thumbnail_kept, NOT_SEEN),
+    "a thumbnail in place kept, and a crop thrown away": (lambda: thumbnail_in_place_kept, NOT_SEEN),
     "the other crop was thrown away, to tensor": (lambda: discarded_to_tensor, NOT_SEEN),
 }

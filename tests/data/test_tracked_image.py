@@ -232,6 +232,17 @@ def test_a_new_palette_leaves_the_original_alone(mode: str) -> None:
     assert original.convert("RGB").tobytes() == noise(mode).convert("RGB").tobytes()
 
 
+def test_a_colour_drawn_into_a_palette_leaves_the_original_alone() -> None:
+    """PIL puts a new colour into the palette object, which was that of the original."""
+    original = noise().convert("P", palette=Image.Palette.ADAPTIVE, colors=8)
+    before = original.convert("RGB").tobytes()
+    assert original.palette is not None
+    colours = dict(original.palette.colors)
+    ImageDraw.Draw(track(original)).point((0, 0), fill=(1, 2, 3))
+    assert original.palette.colors == colours
+    assert original.convert("RGB").tobytes() == before
+
+
 def test_copies_of_a_tracked_image_may_be_written_into() -> None:
     original = noise()
     copied = track(original).copy()

@@ -106,7 +106,6 @@ class TrackedImage(Image.Image):
         plain = self.plain()
         plain.thumbnail(*args, **kwargs)
         self.__dict__.update(plain.__dict__)
-        self.readonly = 1  # nothing was done if it was small enough, and the pixels may be shared still
         self._seen(self, self.view_box)
 
     def transpose(self, method: Any) -> Image.Image:

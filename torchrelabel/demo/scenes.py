@@ -11,7 +11,7 @@ from PIL import Image
 from torchrelabel.demo.digits import Digits
 
 SIDES = (64, 96)
-LARGE = (0.5, 0.65)
+LARGE = (0.36, 0.46)
 SMALL = (0.18, 0.26)
 GAP = 2
 

@@ -1,0 +1,167 @@
+"""check: maps held to a model whose answers are known, and to boxes."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+from torchvision.transforms import RandomResizedCrop
+
+from tests.check.colours import (
+    C,
+    colour_annotator,
+    paint_folder,
+    write_block_store,
+    write_boxes_of_blocks,
+    write_store,
+)
+from torchrelabel import LabelPooling, LabelStore, LabelStoreWriter, MissingLabelMap, ViewBox
+from torchrelabel.check import check
+from torchrelabel.check.crops import draw_crops, pool_crops
+from torchrelabel.data.records import label_map_of
+
+
+@pytest.fixture(scope="module")
+def painted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("painted")
+    blocks = paint_folder(folder / "data")
+    keys = list(blocks)
+    write_store(folder / "maps.lmdb", folder / "data", keys)
+    write_store(folder / "swapped.lmdb", folder / "data", keys, swapped=True)
+    write_block_store(folder / "blocks.lmdb", blocks)
+    write_block_store(folder / "swapped-blocks.lmdb", blocks, swapped=True)
+    write_boxes_of_blocks(folder / "boxes", blocks)
+    return folder
+
+
+def run(folder, store="maps.lmdb", **options):
+    return check(folder / store, folder / "data", **{"crops": 120, **options})
+
+
+def test_crops_are_drawn_as_torchvision_draws_them():
+    key, seed = "a.png", 3
+    boxes = draw_crops(42, 70, 5, seed=seed, key=key)
+    import zlib
+
+    torch.manual_seed(zlib.crc32(f"{seed}/{key}".encode()))
+    image = torch.empty(3, 42, 70)
+    expected = [RandomResizedCrop.get_params(image, [0.08, 1], [3 / 4, 4 / 3]) for _ in range(5)]
+    assert_close(boxes, torch.tensor([(x, y, x + w, y + h) for y, x, h, w in expected]).float())
+
+
+def test_drawing_crops_leaves_the_generator_as_it_was():
+    before = torch.get_rng_state()
+    draw_crops(42, 70, 5, seed=0, key="a.png")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("fill", ["zero", "residual"])
+def test_pooled_crops_are_what_label_pooling_gives_one_by_one(painted, fill):
+    store = LabelStore(painted / "maps.lmdb")
+    key = next(iter(store))
+    boxes = torch.tensor([[0.1, 0.2, 0.7, 0.9], [0.0, 0.0, 1.0, 1.0]])
+    pooled = pool_crops(label_map_of(store[key], store.header, (42, 70)), boxes, fill)
+    views = [label_map_of(store[key], store.header, (42, 70), ViewBox(*box)) for box in boxes.tolist()]
+    assert_close(pooled.exp(), torch.stack([LabelPooling(fill=fill)(view) for view in views]))
+
+
+def test_a_right_store_agrees_with_its_annotator_and_is_as_stored(painted):
+    report = run(painted, model=colour_annotator())
+    assert report.verdict == "as stored"
+    everything = next(band for band in report.bands if band.area == "all crops")
+    assert everything.crops == 120 and everything.top1 > 0.7 > 0.5 > everything.top1_swapped
+    assert sum(band.crops for band in report.bands if band.area[0] == "0") == 120
+    assert report.commuting.commutes
+
+
+def test_swapped_maps_are_called_out_with_both_scores_exchanged(painted):
+    right, swapped = (run(painted, store, model=colour_annotator()) for store in ("maps.lmdb", "swapped.lmdb"))
+    assert swapped.verdict == "swapped"
+    for one, other in zip(right.orientation, swapped.orientation, strict=True):
+        assert_close((one.score_as_stored, one.score_swapped), (other.score_swapped, other.score_as_stored))
+
+
+def test_stored_cells_are_those_of_the_annotator(painted):
+    cells = {each.evidence: each for each in run(painted, model=colour_annotator()).orientation}["cells"]
+    assert (cells.score_as_stored, cells.images_as_stored, cells.images_swapped) == (1.0, 12, 0)
+
+
+def test_with_all_classes_kept_the_whole_image_is_what_a_linear_head_says(painted, tmp_path):
+    annotator = colour_annotator()
+    keys = list(LabelStore(painted / "maps.lmdb"))
+    with LabelStoreWriter(tmp_path / "all.lmdb", num_classes=C, top_k=C) as writer:
+        for key in keys:
+            pixels = np.array(Image.open(painted / "data" / key).resize((48, 48), Image.Resampling.BILINEAR))
+            top = annotator.top_scores(annotator.normalise(torch.from_numpy(pixels).permute(2, 0, 1)[None]), C)
+            writer.put(key, top.scores[0].numpy(), top.classes[0].numpy())
+    whole = check(tmp_path / "all.lmdb", painted / "data", model=annotator, crops=12).bands[-1]
+    assert whole.area == "whole image" and whole.top1 == 1 and abs(whole.kl) < 1e-3 and whole.kl_residual is None
+
+
+@pytest.mark.parametrize(("store", "verdict"), [("blocks.lmdb", "as stored"), ("swapped-blocks.lmdb", "swapped")])
+def test_boxes_tell_the_order_of_axes_of_3_x_5_cells_without_a_model(painted, store, verdict):
+    report = run(painted, store, boxes=painted / "boxes")
+    assert report.verdict == verdict
+    scores = (report.orientation[0].score_as_stored, report.orientation[0].score_swapped)
+    assert max(scores) == 1.0 and min(scores) < 0.5
+
+
+def test_crops_of_boxes_that_fill_the_image_have_their_area_as_iou(painted, tmp_path):
+    from tests.check.colours import write_xml
+
+    key = next(iter(LabelStore(painted / "maps.lmdb")))
+    write_xml((tmp_path / key).with_suffix(".xml"), [(0, 0, 70, 42)])
+    overlap = run(painted, boxes=tmp_path).overlap
+    drawn = draw_crops(42, 70, 100, seed=0, key=key)
+    areas = (drawn[:, 2:] - drawn[:, :2]).prod(1) / (42 * 70)
+    assert (overlap.images, overlap.crops, overlap.no_overlap) == (1, 100, 0.0)
+    assert_close(overlap.above_half, float((areas > 0.5).double().mean()))
+    assert_close(overlap.cdf[24], float((areas < 0.5).double().mean()))
+
+
+def test_broken_images_images_without_a_map_and_odd_xml_are_counted_and_not_fatal(tmp_path):
+    blocks = paint_folder(tmp_path / "data", images=10)
+    keys = list(blocks)
+    write_store(tmp_path / "maps.lmdb", tmp_path / "data", keys[:-1])
+    (tmp_path / "data" / keys[0]).write_bytes(b"no image")
+    write_boxes_of_blocks(tmp_path / "boxes", blocks)
+    odd = (tmp_path / "boxes" / keys[1]).with_suffix(".xml")
+    odd.write_text("<!DOCTYPE x><annotation/>")
+    report = run(tmp_path, model=colour_annotator(), boxes=tmp_path / "boxes")
+    assert report.without_map == 1
+    assert list(report.broken) == [keys[0]] and "cannot identify image file" in report.broken[keys[0]]
+    assert report.bad_xml == {str(odd): "it has a DOCTYPE, which is not read"}
+    assert report.losses and report.overlap.images == 7
+
+
+def test_another_folder_is_an_error_with_the_nearest_keys(painted, tmp_path):
+    paint_folder(tmp_path / "elsewhere" / "deep", images=1)
+    with pytest.raises(MissingLabelMap, match=r"nearest keys: 'n00000000/picture 0\.png'"):
+        check(painted / "maps.lmdb", tmp_path / "elsewhere", model=colour_annotator())
+
+
+def test_folders_are_compared_only_where_their_numbers_are_the_models(painted, tmp_path):
+    write_store(tmp_path / "s.lmdb", painted / "data", list(LabelStore(painted / "maps.lmdb")), class_to_idx=False)
+    report = check(tmp_path / "s.lmdb", painted / "data", model=colour_annotator(), crops=12)
+    assert report.folder is None and report.folder_unknown == "the store does not say which folder is which class"
+    assert run(painted, model=colour_annotator()).folder.images == 12
+
+
+def test_other_weights_are_noted(painted):
+    assert run(painted, model=colour_annotator(), crops=12).notes == []
+    notes = run(painted, model=colour_annotator(gain=2.0), crops=12).notes
+    assert len(notes) == 1 and "The weights are not those that made the store" in notes[0]
+
+
+def test_neither_model_nor_boxes_is_an_error(painted):
+    with pytest.raises(ValueError, match="Give model=, checkpoint= or boxes="):
+        run(painted)
+
+
+def test_the_figures_survive_json(painted):
+    report = run(painted, model=colour_annotator(), boxes=painted / "boxes")
+    figures = json.loads(json.dumps(report.figures(), allow_nan=False))
+    assert figures["verdict"] == "as stored" and figures["overlap"]["crops"] == 1200
+    assert figures["commuting"]["commutes"] is True
