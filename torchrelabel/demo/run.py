@@ -47,7 +47,7 @@ class Sizes:
     crops_per_scene: int
 
 
-FULL = Sizes(3000, 1000, 4000, 15, 6, 4)
+FULL = Sizes(3000, 1000, 4000, 10, 6, 4)
 QUICK = Sizes(100, 50, 64, 2, 1, 1)
 
 

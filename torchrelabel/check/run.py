@@ -1,0 +1,228 @@
+"""check: label maps held to their annotator's view of crops, and to ground-truth boxes."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from torchrelabel.annotate import Annotator
+from torchrelabel.annotate.images import ImagesFound, find_images
+from torchrelabel.check.agreement import compare_crops
+from torchrelabel.check.boxes import BoxFolder
+from torchrelabel.check.crops import pool_crops
+from torchrelabel.check.orientation import orientation
+from torchrelabel.check.overlap import compare_boxes
+from torchrelabel.check.report import FolderAgreement, Report
+from torchrelabel.data.records import label_map_of
+from torchrelabel.errors import DamagedRecord
+from torchrelabel.store import LabelStore, StoreHeader
+
+CROPS_AN_IMAGE = 100  # of the box analyses, as in the paper
+
+Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
+
+
+def check(
+    store: LabelStore | str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    *,
+    model: str | Annotator | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    image_size: int | None = None,
+    device: str | torch.device | None = None,
+    batch_size: int = 32,
+    boxes: str | os.PathLike[str] | None = None,
+    crops: int = 1000,
+    box_images: int = 1000,
+    seed: int = 0,
+    progress: Progress = lambda keys, total, what: keys,
+) -> Report:
+    """Say whether label maps show what they should: held to their annotator, to boxes, or to both.
+
+    Args:
+        store: The label maps.
+        data: The folder of the images.
+        model: A model of timm's by name, or an annotator. If left out while ``checkpoint`` is given, the one that the
+            store names.
+        checkpoint: Weights for ``model``.
+        image_size: Side to which crops are squashed; that of the store if None, or else the model's own.
+        device: Where the model runs; CUDA where there is one, if None.
+        batch_size: Crops per forward pass.
+        boxes: Folder of XML files with boxes, as ImageNet and Pascal VOC have them.
+        crops: How many random crops the model looks at in all, spread evenly over a sample of as many images.
+        box_images: Of how many images the boxes are looked at, at most; with 100 random crops of each.
+        seed: Of the sample and the crops.
+        progress: Wraps a list of keys while they are gone through: ``progress(keys, total, what)``.
+
+    Returns:
+        Everything that was found.
+
+    Raises:
+        ValueError: If there is neither a model nor boxes, a number is not positive, or the model has another number of
+            classes than the store.
+        MissingLabelMap: If the store has no label map of any image in the folder, naming the nearest keys.
+        FileNotFoundError: If there is no such folder, or no image or no XML file in it.
+    """
+    if model is None and checkpoint is None and boxes is None:
+        raise ValueError("There is nothing to hold the label maps to. Give model=, checkpoint= or boxes=.")
+    for name, value in (("crops", crops), ("box_images", box_images), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} must be 1 or more, got {value}.")
+    store = store if isinstance(store, LabelStore) else LabelStore(store)
+    header = store.header
+    found = find_images(data, skip=[store.path])
+    keys = _with_map(store, found)
+    report = Report(str(store.path), os.fspath(data), seed, len(found.keys), len(found.keys) - len(keys))
+    report.notes += [f"Not looked into: {path} ({reason})" for path, reason in found.problems]
+    random.Random(seed).shuffle(keys)
+    table, report.folder_unknown = _class_table(header)
+    evidence = []
+
+    if model is not None or checkpoint is not None:
+        annotator = _annotator(model, checkpoint, image_size, device, header)
+        report.model = annotator.name
+        report.notes += _differences(annotator, header)
+        sample = keys[:crops]
+        # As evenly as whole numbers allow.
+        share, rest = divmod(crops, len(sample))
+        counts = [(key, share + (number < rest)) for number, key in enumerate(sample)]
+        agreement = compare_crops(
+            store,
+            data,
+            progress(counts, len(counts), "crops"),
+            annotator,
+            seed=seed,
+            batch_size=batch_size,
+            broken=report.broken,
+        )
+        if agreement is not None:
+            report.bands, report.commuting = agreement.bands, agreement.commuting
+            evidence.append(orientation("crops", agreement.votes))
+            evidence.append(orientation("cells", agreement.cell_votes))
+        top_classes = {} if agreement is None else agreement.top_classes
+        report.folder = _folder_agreement(store, top_classes, top_classes, table, report.broken)
+    else:
+        report.folder = _folder_agreement(store, keys[:crops], None, table, report.broken)
+
+    if boxes is not None:
+        folder = BoxFolder(boxes, found.keys)
+        report.overlap = compare_boxes(
+            store,
+            data,
+            progress(keys, min(len(keys), box_images), "boxes"),
+            folder,
+            # A name that the store gives to a class is as certain as a folder's.
+            {**{name: index for index, name in enumerate(header.class_names or ())}, **table},
+            limit=box_images,
+            crops=CROPS_AN_IMAGE,
+            seed=seed,
+            broken=report.broken,
+            bad_xml=report.bad_xml,
+        )
+        if report.overlap is None:
+            report.notes.append(f"None of the images has boxes in {os.fspath(boxes)!r} that can be used.")
+        else:
+            evidence.append(orientation("boxes", report.overlap.votes))
+            if report.overlap.unknown:
+                report.notes.append(
+                    f"{report.overlap.unknown} of {report.overlap.boxes} boxes are of a class that the store does not "
+                    f"name, so their cells say nothing about the maps."
+                )
+    report.orientation = tuple(each for each in evidence if each is not None)
+    if report.folder is None and not report.folder_unknown:
+        report.folder_unknown = "no image of the sample lies in a folder that the store names"
+    return report
+
+
+def _with_map(store: LabelStore, found: ImagesFound) -> list[str]:
+    if not found.keys:
+        raise FileNotFoundError(f"There is no image in {str(found.root)!r} or the folders in it (.jpg, .png, ...).")
+    keys = [key for key in found.keys if key in store]
+    if not keys:
+        store[found.keys[0]]  # raises, with the nearest keys
+    return keys
+
+
+def _class_table(header: StoreHeader) -> tuple[dict[str, int], str]:
+    """From the name of a folder to its class index; empty where that cannot be known, with the reason."""
+    folders = header.class_to_idx
+    if folders is None:
+        return {}, "the store does not say which folder is which class"
+    if len(folders) != header.num_classes:
+        return {}, (
+            f"the store knows {len(folders)} folders and {header.num_classes} classes, so a folder's number need not "
+            f"be the model's"
+        )
+    return folders, ""
+
+
+def _annotator(
+    model: str | Annotator | None,
+    checkpoint: str | os.PathLike[str] | None,
+    image_size: int | None,
+    device: str | torch.device | None,
+    header: StoreHeader,
+) -> Annotator:
+    if not isinstance(model, Annotator):
+        name = header.annotator.get("model") if model is None else model
+        if not isinstance(name, str):
+            raise ValueError("The store does not name the model that made it. Give model= beside the checkpoint.")
+        size = header.annotator.get("image_size") if image_size is None else image_size
+        model = Annotator.from_timm(name, checkpoint=checkpoint, image_size=size, device=device)
+    if model.num_classes != header.num_classes:
+        raise ValueError(
+            f"{model.name} has {model.num_classes} classes and the label maps have {header.num_classes}, so they "
+            f"cannot be compared. The store was made by {header.annotator.get('model', 'an unnamed model')}."
+        )
+    return model
+
+
+def _differences(annotator: Annotator, header: StoreHeader) -> list[str]:
+    """What differs between the annotator and the one that made the store."""
+    notes = []
+    made_by, here = header.annotator, annotator.description()
+    digest = made_by.get("weights_sha256")
+    if digest is None:
+        notes.append("The store does not tell its annotator's weights, so nobody knows whether they are these.")
+    elif digest != annotator.weights_sha256:
+        notes.append(
+            f"The weights are not those that made the store (SHA-256 {annotator.weights_sha256[:12]}..., there "
+            f"{str(digest)[:12]}...): what disagrees may be the models."
+        )
+    notes += [
+        f"{name} is {here[name]!r} here, and was {made_by[name]!r} when the store was made."
+        for name in ("image_size", "interpolation", "mean", "std")
+        if name in made_by and made_by[name] != here[name]
+    ]
+    return notes
+
+
+def _folder_agreement(
+    store: LabelStore,
+    keys: Iterable[str],
+    top_classes: dict[str, int] | None,
+    table: dict[str, int],
+    broken: dict[str, str],
+) -> FolderAgreement | None:
+    whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
+    hits, model_hits = [], []
+    for key in keys:
+        label = table.get(key.partition("/")[0]) if "/" in key else None
+        if label is None:
+            continue
+        try:
+            record = store[key]
+        except DamagedRecord as error:
+            broken[key] = str(error)
+            continue
+        pooled = pool_crops(label_map_of(record, store.header, (1, 1)), whole)[0]
+        hits.append(int(pooled.argmax()) == label)
+        model_hits.append(top_classes is not None and top_classes[key] == label)
+    if not hits:
+        return None
+    count = len(hits)
+    return FolderAgreement(count, sum(hits) / count, None if top_classes is None else sum(model_hits) / count)
