@@ -47,6 +47,8 @@ BOMB = '<!DOCTYPE a [<!ENTITY b "bbbb"><!ENTITY c "&b;&b;&b;&b;">]><annotation>&
         (BOMB.lower().encode(), "it has a DOCTYPE"),
         (b'<annotation><!ENTITY x SYSTEM "file:///etc/passwd"></annotation>', "it has a ENTITY"),
         (BOMB.encode("utf-16"), "not UTF-8"),
+        (BOMB.encode("utf-16-le"), "not UTF-8"),
+        (BOMB.encode("utf-16-be"), "not UTF-8"),
         (b"<annotation>" + b" " * 1_000_001 + b"</annotation>", "larger than 1000000 bytes"),
         (b"<annotation><object>", "not XML"),
         (b"<html></html>", "its root is <html>"),

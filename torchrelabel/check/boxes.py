@@ -116,6 +116,9 @@ def read_boxes(path: Path) -> Boxes:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise OddXml("not UTF-8") from None
+    # UTF-16 without a byte order mark is also UTF-8, full of NULs, and expat reads it as UTF-16 all the same.
+    if "\0" in text:
+        raise OddXml("not UTF-8")
     for word in ("<!doctype", "<!entity"):
         if word in text.lower():
             raise OddXml(f"it has a {word[2:].upper()}, which is not read")
