@@ -11,6 +11,7 @@ from torchrelabel.demo.students import (
     LABEL_KINDS,
     ONE_HOT,
     RELABEL,
+    SIZE,
     SMOOTHED,
     load_test_scenes,
     make_student,
@@ -63,7 +64,7 @@ def test_test_scenes_know_their_large_digit_and_all_digits_present(folder):
     records = [folder.records[key] for key in sorted(folder.records)]
     assert scenes.large.tolist() == [record.digits[0] for record in records]
     assert [set(row.nonzero()[:, 0].tolist()) for row in scenes.present] == [set(record.digits) for record in records]
-    assert scenes.images.shape == (30, 3, 64, 64)
+    assert scenes.images.shape == (30, 3, SIZE, SIZE)
 
 
 @pytest.mark.parametrize(
