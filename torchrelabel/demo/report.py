@@ -67,8 +67,8 @@ def write_report(path: Path, result: DemoResult, folder: SceneFolder, store: Lab
         f"{result.wrong_labels:.0%} of them have a wrong label: that of a small digit.</p>",
         _figure(figures.draw_scenes(folder), "Top: labelled right. Bottom: labelled wrong."),
         "<h2>The label maps</h2>",
-        f"<p>The annotator, timm's {escape(result.annotator)}, learnt from {sizes['portraits']:,} portraits of single "
-        f"digits with right labels, in {result.annotator_seconds:.0f} s. It is the better informed of the two on "
+        f"<p>The annotator, timm's {escape(result.annotator)}, learnt from {sizes['clean scenes']:,} other "
+        f"scenes, all labelled right, in {result.annotator_seconds:.0f} s. It is the better informed of the two on "
         "purpose: in practice it is a large model that someone else trained. It then annotated the students' folder "
         f"in {result.annotate_seconds:.0f} s with what this command runs:</p>",
         f"<pre>{escape(result.annotate_command)}</pre>",

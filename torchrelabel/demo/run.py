@@ -30,7 +30,6 @@ from torchrelabel.store import LabelStore
 from torchrelabel.store.layout import HEADER_FILE, HEADER_LOCK_FILE
 
 WRONG = 0.2
-PORTRAIT = (0.55, 0.98)
 MARK = "demo.json"
 MARK_FORMAT = "torchrelabel demo 1"
 
@@ -41,13 +40,13 @@ class Sizes:
 
     scenes: int
     test_scenes: int
-    portraits: int
+    clean_scenes: int
     student_epochs: int
     annotator_epochs: int
     crops_per_scene: int
 
 
-FULL = Sizes(3000, 1000, 4000, 10, 6, 4)
+FULL = Sizes(3000, 1000, 4000, 10, 4, 4)
 QUICK = Sizes(100, 50, 64, 2, 1, 1)
 
 
@@ -94,15 +93,15 @@ def demo(
     train_folder = make_scene_folder(out / "train", training_digits, train_settings, say.bar)
     test_settings = FolderSettings("test", sizes.test_scenes, seed=2)
     test_folder = make_scene_folder(out / "test", test_digits, test_settings, say.bar)
-    portrait_settings = FolderSettings("train", sizes.portraits, seed=3, small=(0, 0), large=PORTRAIT)
-    portraits = make_scene_folder(out / "portraits", training_digits, portrait_settings, say.bar)
+    clean_settings = FolderSettings("train", sizes.clean_scenes, seed=3)
+    clean_folder = make_scene_folder(out / "clean", training_digits, clean_settings, say.bar)
 
     # One core loads images while the others compute: more threads than cores spend their time waiting for each other.
     with _threads(max(1, cores - workers)):
-        say(f"2/4 Annotator: {annotator_name()} learns from {sizes.portraits:,} portraits of single digits")
+        say(f"2/4 Annotator: {annotator_name()} learns from {sizes.clean_scenes:,} scenes without a wrong label")
         checkpoint = out / "annotator.pth"
         annotator_seconds = train_annotator(
-            portraits, checkpoint, epochs=sizes.annotator_epochs, workers=workers, on_epoch=say.epoch
+            clean_folder, checkpoint, epochs=sizes.annotator_epochs, workers=workers, on_epoch=say.epoch
         )
 
         maps = out / "maps.lmdb"
