@@ -29,6 +29,7 @@ from torchvision.transforms import v2
 from torchrelabel import LabelMapDataset, LabelPooling, LabelStore, LabelStoreWriter
 from torchrelabel.data.records import label_map_of
 from torchrelabel.data.tracked_image import TrackedImage
+from torchrelabel.label_map import LabelMapBatch
 from torchrelabel.transforms._loading import LoadingSample
 from torchrelabel.view_box import ViewBox
 
@@ -114,7 +115,8 @@ def parts_of_a_sample(images: Path, store: Path) -> dict[str, float]:
     return {
         "tracking": microseconds(tracked) - microseconds(lambda: steps(pixels)),
         "reading": microseconds(lambda: maps[keys[next(turn) % len(keys)]]),
-        "pooling": microseconds(lambda: pooling(label_map)),
+        "pooling, alone": microseconds(lambda: pooling(label_map)),
+        "pooling, 16 at once": microseconds(lambda: pooling(LabelMapBatch.stack([label_map] * 16))) / 16,
         "(decoding the JPEG)": microseconds(lambda: Image.open(images / keys[0]).convert("RGB"), calls=20),
         "(the v1 pipeline)": microseconds(lambda: V1(loaded), calls=20),
     }

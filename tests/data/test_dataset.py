@@ -224,6 +224,66 @@ def test_a_flip_that_is_not_seen_is_refused_where_the_label_depends_on_it(
     LabelMapDataset(folder(painted, transform), painted.store)[0]
 
 
+def test_the_items_of_a_batch_are_those_one_by_one(painted: Painted) -> None:
+    dataset = LabelMapDataset(InMemory(painted, RANDOM, extra=True), painted.store, key=painted.keys)
+    torch.manual_seed(3)
+    together = dataset.__getitems__([5, -1, 2, 5])
+    torch.manual_seed(3)
+    for (image, label, extra), (image_alone, label_alone, extra_alone) in zip(
+        together, [dataset[i] for i in (5, -1, 2, 5)], strict=True
+    ):
+        assert torch.equal(image, image_alone)
+        torch.testing.assert_close(label, label_alone)
+        assert extra == extra_alone
+
+
+@pytest.mark.parametrize("pooling", [LabelPooling((3, 5)), LabelPooling(activation="argmax"), None])
+def test_a_batch_is_pooled_as_asked_for(painted: Painted, pooling: Any) -> None:
+    dataset = LabelMapDataset(folder(painted), painted.store, pooling=pooling)
+    for number, (_, label) in enumerate(dataset.__getitems__(range(7))):
+        torch.testing.assert_close(label, dataset[number][1])
+        assert isinstance(label, LabelMap) == (pooling is None)
+
+
+def test_a_batch_may_hold_maps_of_several_grids_and_images_without_one(tmp_path: Path, painted: Painted) -> None:
+    with LabelStoreWriter(tmp_path / "maps", num_classes=C, top_k=1, score_kind="probability") as writer:
+        for number in (0, 1, 2, 4, 6):
+            cells = enlarged(painted.blocks[painted.keys[number]], 1 + number % 3)[None]
+            writer.put(painted.keys[number], np.ones(cells.shape, np.float32), cells)
+    dataset = LabelMapDataset(folder(painted, LEFT), tmp_path / "maps", missing="onehot")
+    for number, (_, label) in enumerate(dataset.__getitems__(range(7))):
+        torch.testing.assert_close(label, dataset[number][1])
+
+
+def test_an_image_that_comes_twice_in_a_batch_has_two_views(painted: Painted) -> None:
+    dataset = LabelMapDataset(folder(painted, RANDOM), painted.store, pooling=None)
+    (_, first), (_, second) = dataset.__getitems__([2, 2])
+    assert first.view_box != second.view_box
+    assert torch.equal(first.classes, second.classes)
+
+
+def test_a_subclass_says_what_the_items_of_a_batch_are(painted: Painted) -> None:
+    class Named(LabelMapDataset):
+        def __getitem__(self, index: int) -> Any:
+            image, label = super().__getitem__(index)
+            return {"pixel_values": image, "labels": label}
+
+    batch = next(iter(DataLoader(Named(folder(painted), painted.store), batch_size=2)))
+    torch.testing.assert_close(batch["labels"], torch.stack([left_label(painted, 0), left_label(painted, 1)]))
+
+
+def test_a_missing_map_of_a_batch_is_named(painted: Painted, tmp_path: Path) -> None:
+    dataset = LabelMapDataset(folder(without_a_map(painted, tmp_path)), painted.store)
+    with pytest.raises(MissingLabelMap, match=r"no label map of '000\.class/image 00\.png'"):
+        dataset.__getitems__([0, 1])
+
+
+def test_a_subset_of_the_wrapped_dataset_gives_its_labels(painted: Painted) -> None:
+    subset = Subset(LabelMapDataset(folder(painted), painted.store), [6, 3])
+    _, labels = next(iter(DataLoader(subset, batch_size=2)))
+    torch.testing.assert_close(labels, torch.stack([left_label(painted, 6), left_label(painted, 3)]))
+
+
 # What it can wrap.
 
 
@@ -426,12 +486,12 @@ def test_dunder_methods_are_not_passed_on(painted: Painted) -> None:
     """A DataLoader prefers ``__getitems__``: that of the wrapped Subset would fetch hard labels."""
     dataset = LabelMapDataset(Subset(folder(painted), range(7)), painted.store)
     assert hasattr(Subset, "__getitems__")
-    assert not hasattr(dataset, "__getitems__")
+    assert LabelMapDataset.__getitems__ is not Subset.__getitems__
     _, labels = next(iter(DataLoader(dataset, batch_size=2)))
     torch.testing.assert_close(labels, torch.stack([left_label(painted, 0), left_label(painted, 1)]))
 
 
-@pytest.mark.parametrize("name", ["_private", "__getitems__", "nowhere"])
+@pytest.mark.parametrize("name", ["_private", "__array__", "nowhere"])
 def test_an_attribute_that_is_nowhere_is_an_attribute_error(painted: Painted, name: str) -> None:
     with pytest.raises(AttributeError, match=name):
         getattr(LabelMapDataset(folder(painted), painted.store), name)

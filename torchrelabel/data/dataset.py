@@ -21,7 +21,7 @@ from torchrelabel.data.records import label_map_of
 from torchrelabel.data.tell_tale_reader import TellTaleReader
 from torchrelabel.data.tracked_image import TrackedImage
 from torchrelabel.errors import CropNotSeen, UntrackedTransformError
-from torchrelabel.label_map import LabelMap
+from torchrelabel.label_map import LabelMap, LabelMapBatch
 from torchrelabel.pooling import LabelPooling
 from torchrelabel.store import LabelStore
 from torchrelabel.transforms import Finding, check_pipeline
@@ -116,10 +116,47 @@ class LabelMapDataset(Dataset[Any]):
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> Any:
-        if isinstance(index, int) and index < 0:
-            index += len(self)
-            if index < 0:
-                raise IndexError(f"There are {len(self)} images in this dataset, asked for number {index - len(self)}.")
+        image, label, *rest = self._load(index, {})
+        if self.pooling is not None and isinstance(label, LabelMap):
+            label = self.pooling(label)
+        return (image, label, *rest)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """The items of a batch: what a DataLoader asks for.
+
+        Maps are read in one go and pooled in one go. Between images, whose pixels drive all else out of the processor's
+        caches, the same work takes about ten times as long (benchmarks/loader.py).
+        """
+        if type(self).__getitem__ is not LabelMapDataset.__getitem__:
+            return [self[index] for index in indices]  # a subclass says what an item is
+        keys = [key_of(self._dataset, self._from_start(index), self._key) for index in indices]
+        ahead = {key: record for key in keys if (record := self.label_maps.get(key)) is not None}
+        items = [self._load(index, ahead) for index in indices]
+        if self.pooling is None:
+            return items
+        # Maps of one store may differ in their grid.
+        alike: dict[Any, list[int]] = {}
+        for place, (_, label, *_rest) in enumerate(items):
+            if isinstance(label, LabelMap):
+                alike.setdefault((label.shape, label.residual is None), []).append(place)
+        for places in alike.values():
+            labels = self.pooling(LabelMapBatch.stack([items[place][1] for place in places]))
+            for place, label in zip(places, labels, strict=True):
+                image, _, *rest = items[place]
+                items[place] = (image, label, *rest)
+        return items
+
+    def _from_start(self, index: int) -> int:
+        """An index that may count from the end, from the start."""
+        if not isinstance(index, int) or index >= 0:
+            return index
+        if index < -len(self):
+            raise IndexError(f"There are {len(self)} images in this dataset, asked for number {index}.")
+        return index + len(self)
+
+    def _load(self, index: int, ahead: Mapping[str, Any]) -> Any:
+        """An item, with the label map of its view where there is one to pool; ``ahead`` holds records read before."""
+        index = self._from_start(index)
         self._check_one_pipeline()
         with LoadingSample() as sample:
             item = self._dataset[index]
@@ -129,19 +166,17 @@ class LabelMapDataset(Dataset[Any]):
                     f"returned {_kinds(item)}."
                 )
             image, target, *rest = item
-            record = self._record(index, sample.read)
+            record = self._record(index, sample.read, ahead)
             if self.transforms is not None:
                 image, label = self._jointly(image, record)
             else:
                 image, label = self._followed(image, record, sample)
         if record is None:
             label = one_hot(torch.tensor(int(target)), self.num_classes).float()
-        elif self.pooling is not None and isinstance(label, LabelMap):
-            label = self.pooling(label)
         return (image, label, *rest)
 
     # Only what a script asks the dataset for by name. Dunder methods are looked up on the class and are not passed on:
-    # a forwarded __getitems__ would let a DataLoader fetch from the wrapped dataset, with its hard labels.
+    # the __getitems__ of a wrapped Subset, for one, would let a DataLoader fetch its hard labels.
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or "_dataset" not in self.__dict__:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -157,7 +192,7 @@ class LabelMapDataset(Dataset[Any]):
                 "without a transform, or leave transforms= out and let its own be followed."
             )
 
-    def _record(self, index: int, read: Sequence[Callable[[], str]]) -> Any:
+    def _record(self, index: int, read: Sequence[Callable[[], str]], ahead: Mapping[str, Any]) -> Any:
         """The record of the image that was loaded, the last of those ``read``, where the dataset tells."""
         if self._key is not None and len(read) > 1:
             raise ValueError(
@@ -165,6 +200,8 @@ class LabelMapDataset(Dataset[Any]):
                 f"key= does not know of it. Take the broken image out of the dataset, or leave key= out."
             )
         key = read[-1]() if read and self._key is None else key_of(self._dataset, index, self._key)
+        if key in ahead:
+            return ahead[key]
         if self._missing == "onehot" and key not in self.label_maps:
             return None
         return self.label_maps[key]
@@ -205,20 +242,22 @@ class LabelMapDataset(Dataset[Any]):
             else:
                 sample.image = image
             image = sample.run(self.transform, image)
-        pipeline = "the pipeline" if self.transform is None else f"the pipeline {short(self.transform)}"
         if sample.branched:
             raise CropNotSeen(
-                f"Several crops were taken of one image by {pipeline}, so it is unknown which of them the label should "
-                f"be for. {WAYS_OUT}"
+                f"Several crops were taken of one image by {self._pipeline()}, so it is unknown which of them the "
+                f"label should be for. {WAYS_OUT}"
             )
         if not sample.view.cropped:
-            raise CropNotSeen(f"No crop was seen while {pipeline} ran, so the label is unknown. {WAYS_OUT}")
+            raise CropNotSeen(f"No crop was seen while {self._pipeline()} ran, so the label is unknown. {WAYS_OUT}")
         if self.pooling is None or self.pooling.output_size != (1, 1):
             sample.check_unmoved(image, "The end of the pipeline")  # here the label depends on flips after the crop too
         else:
             sample.check_size(image, "The end of the pipeline")
         label_map = self._map(record, size_of(image) or size_of(sample.image) or (1, 1), sample.view.box)
         return image.plain() if isinstance(image, TrackedImage) else image, label_map
+
+    def _pipeline(self) -> str:
+        return "the pipeline" if self.transform is None else f"the pipeline {short(self.transform)}"
 
     def _map(self, record: Any, canvas_size: Sequence[int], view_box: ViewBox) -> LabelMap:
         """The label map of a record, for an image that shows ``view_box``."""

@@ -156,7 +156,7 @@ class LoadingSample:
         was = size_of(self.image)
         if was is None:
             return
-        for image in tree_flatten(result)[0]:
+        for image in [result] if isinstance(result, Tensor) else tree_flatten(result)[0]:
             sizes = _sizes(image)
             if sizes and was not in sizes:
                 raise CropNotSeen(
@@ -179,6 +179,9 @@ class LoadingSample:
 
 def size_of(image: Any) -> tuple[int, int] | None:
     """The size (H, W) of an image, or of the first one in a structure; None if there is none."""
+    sizes = _sizes(image)
+    if sizes:
+        return sizes[0]
     return next((sizes[0] for leaf in tree_flatten(image)[0] if (sizes := _sizes(leaf))), None)
 
 
@@ -224,37 +227,41 @@ def _flipped(reference: Any, image: Any) -> bool:
     is half black and half white, it is held to be a flip.
     """
     before, after = _thumbnail(reference), _thumbnail(image)
-
-    def likeness(candidate: Any) -> float:
-        return _likeness(candidate, after) + 0.03 * ((candidate * after).sum() > 0)
-
-    mirrored = max(likeness(np.flip(before, axes)) for axes in ((1,), (2,), (1, 2)))
-    return mirrored > likeness(before) + 0.02
+    mirrored = [before[:, :, ::-1], before[:, ::-1], before[:, ::-1, ::-1]]
+    likeness, signed = _likeness(np.stack([before, *mirrored]), after)
+    likeness += 0.03 * (signed > 0)
+    return bool(likeness[1:].max() > likeness[0] + 0.02)
 
 
 def _alike(reference: Any, image: Any) -> bool:
     """Whether an image may be the reference with other colours; one without any structure always may be."""
     before, after = _thumbnail(reference), _thumbnail(image)
-    return not before.any() or not after.any() or _likeness(before, after) > 0.5
+    return not before.any() or not after.any() or bool(_likeness(before[None], after)[0] > 0.5)
 
 
-def _likeness(first: Any, second: Any) -> float:
-    """How well two thumbnails correlate, 0 to 1, whichever channels are compared and whatever their sign."""
-    first, second = first.reshape(3, -1), second.reshape(3, -1)
-    norm = np.linalg.norm(first @ first.T) * np.linalg.norm(second @ second.T)
-    return float(np.linalg.norm(first @ second.T) / np.sqrt(norm)) if norm > 0 else 0.0
+def _likeness(candidates: Any, image: Any) -> tuple[Any, Any]:
+    """How well thumbnails ``[N, 3, 16, 16]`` correlate with another: 0 to 1 whichever channels are compared, and sign.
+
+    The candidates are mirror images of each other.
+    """
+    first, second = candidates.reshape(len(candidates), 3, -1), image.reshape(3, -1)
+    products = first @ second.T
+    norm = np.linalg.norm(first[0] @ first[0].T) * np.linalg.norm(second @ second.T)
+    likeness = np.sqrt(np.square(products).sum((1, 2)) / norm) if norm > 0 else np.zeros(len(first))
+    return likeness, np.trace(products, axis1=1, axis2=2)
 
 
 def _thumbnail(image: Any) -> Any:
     """Three channels of 16 x 16, each centred on zero. A TrackedImage takes no note of it."""
     if isinstance(image, PIL.Image.Image):
-        image = np.asarray(image.convert("RGB"))
+        image = image if image.mode in ("RGB", "L") else image.convert("RGB")
+        # PIL reduces fast, and to a plain image. A tenth of the pixels is enough, here as below.
+        image = np.asarray(image.reduce((max(image.width // 64, 1), max(image.height // 64, 1))))
     if isinstance(image, np.ndarray):
         channels_last = image.ndim == 3 and image.shape[-1] <= 4
         image = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1) if channels_last else image))
     pixels = image.as_subclass(Tensor).detach()
     pixels = pixels.reshape(-1, *pixels.shape[-2:])[:3]
-    # A mean over all pixels would take as long as the crop did; a few from every part do.
     down, across = (max(side // 64, 1) for side in pixels.shape[-2:])
     pixels = pixels[:, down // 2 :: down, across // 2 :: across].float()
     pixels = nn_functional.adaptive_avg_pool2d(pixels, 16).expand(3, 16, 16).numpy()
