@@ -76,7 +76,7 @@ def make_maps(images: Path, store: Path) -> None:
 
 def throughput(dataset: Any, workers: int) -> float:
     """Images a second of one pass, the start of the workers not counted."""
-    loader = DataLoader(dataset, batch_size=16, num_workers=workers, shuffle=True, drop_last=True)
+    loader = DataLoader(dataset, batch_size=64, num_workers=workers, shuffle=True, drop_last=True)
     batches = iter(loader)
     next(batches)
     start = time.perf_counter()
@@ -116,7 +116,7 @@ def parts_of_a_sample(images: Path, store: Path) -> dict[str, float]:
         "tracking": microseconds(tracked) - microseconds(lambda: steps(pixels)),
         "reading": microseconds(lambda: maps[keys[next(turn) % len(keys)]]),
         "pooling, alone": microseconds(lambda: pooling(label_map)),
-        "pooling, 16 at once": microseconds(lambda: pooling(LabelMapBatch.stack([label_map] * 16))) / 16,
+        "pooling, 64 at once": microseconds(lambda: pooling(LabelMapBatch.stack([label_map] * 64))) / 64,
         "(decoding the JPEG)": microseconds(lambda: Image.open(images / keys[0]).convert("RGB"), calls=20),
         "(the v1 pipeline)": microseconds(lambda: V1(loaded), calls=20),
     }
@@ -124,7 +124,7 @@ def parts_of_a_sample(images: Path, store: Path) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=400)
+    parser.add_argument("--images", type=int, default=1600)
     parser.add_argument("--pairs", type=int, default=11)
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()

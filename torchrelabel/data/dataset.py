@@ -116,7 +116,7 @@ class LabelMapDataset(Dataset[Any]):
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> Any:
-        image, label, *rest = self._load(index, {})
+        image, label, *rest = self._load(self._from_start(index))
         if self.pooling is not None and isinstance(label, LabelMap):
             label = self.pooling(label)
         return (image, label, *rest)
@@ -129,9 +129,10 @@ class LabelMapDataset(Dataset[Any]):
         """
         if type(self).__getitem__ is not LabelMapDataset.__getitem__:
             return [self[index] for index in indices]  # a subclass says what an item is
-        keys = [key_of(self._dataset, self._from_start(index), self._key) for index in indices]
-        ahead = {key: record for key in keys if (record := self.label_maps.get(key)) is not None}
-        items = [self._load(index, ahead) for index in indices]
+        indices = [self._from_start(index) for index in indices]
+        keys = [key_of(self._dataset, index, self._key) for index in indices]
+        ahead = [(key, self.label_maps.get(key)) for key in keys]
+        items = [self._load(index, *read) for index, read in zip(indices, ahead, strict=True)]
         if self.pooling is None:
             return items
         # Maps of one store may differ in their grid.
@@ -154,9 +155,11 @@ class LabelMapDataset(Dataset[Any]):
             raise IndexError(f"There are {len(self)} images in this dataset, asked for number {index}.")
         return index + len(self)
 
-    def _load(self, index: int, ahead: Mapping[str, Any]) -> Any:
-        """An item, with the label map of its view where there is one to pool; ``ahead`` holds records read before."""
-        index = self._from_start(index)
+    def _load(self, index: int, key: str | None = None, record: Any = None) -> Any:
+        """An item, with the label map of its view where there is one to pool.
+
+        ``key`` and ``record`` are those of the image asked for, where they were looked up before.
+        """
         self._check_one_pipeline()
         with LoadingSample() as sample:
             item = self._dataset[index]
@@ -166,7 +169,9 @@ class LabelMapDataset(Dataset[Any]):
                     f"returned {_kinds(item)}."
                 )
             image, target, *rest = item
-            record = self._record(index, sample.read, ahead)
+            loaded = self._key_of_loaded(index, sample.read, key)
+            if loaded != key or record is None:
+                record = self._record(loaded)
             if self.transforms is not None:
                 image, label = self._jointly(image, record)
             else:
@@ -192,16 +197,19 @@ class LabelMapDataset(Dataset[Any]):
                 "without a transform, or leave transforms= out and let its own be followed."
             )
 
-    def _record(self, index: int, read: Sequence[Callable[[], str]], ahead: Mapping[str, Any]) -> Any:
-        """The record of the image that was loaded, the last of those ``read``, where the dataset tells."""
+    def _key_of_loaded(self, index: int, read: Sequence[Callable[[], str]], asked: str | None) -> str:
+        """The key of the image that was loaded: the last of those ``read``, where the dataset tells."""
         if self._key is not None and len(read) > 1:
             raise ValueError(
                 f"{type(self._dataset).__name__} loaded another image in place of number {index}, which is broken, and "
                 f"key= does not know of it. Take the broken image out of the dataset, or leave key= out."
             )
-        key = read[-1]() if read and self._key is None else key_of(self._dataset, index, self._key)
-        if key in ahead:
-            return ahead[key]
+        if read and self._key is None:
+            return read[-1]()
+        return key_of(self._dataset, index, self._key) if asked is None else asked
+
+    def _record(self, key: str) -> Any:
+        """The record of a key, None where a missing one is allowed."""
         if self._missing == "onehot" and key not in self.label_maps:
             return None
         return self.label_maps[key]

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -202,10 +203,15 @@ def _steps(pipeline: Any) -> Iterator[Callable[[Any], Any]]:
 
 def _is_crop(step: Any) -> bool:
     """Whether a step, or one within it, is named as one that crops or pads."""
-    if any(_CROPS.search(kind.__name__) for kind in type(step).__mro__):
+    if _named_as_crop(type(step)):
         return True
     inner = getattr(step, "transforms", step)
     return isinstance(inner, (list, tuple, torch.nn.Sequential, torch.nn.ModuleList)) and any(map(_is_crop, inner))
+
+
+@cache
+def _named_as_crop(kind: type) -> bool:
+    return any(_CROPS.search(base.__name__) for base in kind.__mro__)
 
 
 def _sizes(image: Any) -> list[tuple[int, int]]:
