@@ -6,6 +6,7 @@ import copy
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import PIL.Image
@@ -17,11 +18,13 @@ from torchvision.datasets.vision import StandardTransform
 from torchvision.transforms.v2 import functional as F
 
 from torchrelabel.data.keys import Key, key_of
+from torchrelabel.data.lazy_label import LazyLabel, pool_together
 from torchrelabel.data.records import label_map_of
 from torchrelabel.data.tell_tale_reader import TellTaleReader
+from torchrelabel.data.timm_soft_targets import accept_soft_targets
 from torchrelabel.data.tracked_image import TrackedImage
 from torchrelabel.errors import CropNotSeen, UntrackedTransformError
-from torchrelabel.label_map import LabelMap, LabelMapBatch
+from torchrelabel.label_map import LabelMap
 from torchrelabel.pooling import LabelPooling
 from torchrelabel.store import LabelStore
 from torchrelabel.transforms import Finding, check_pipeline
@@ -111,6 +114,14 @@ class LabelMapDataset(Dataset[Any]):
         self._crop = crop
         self.num_classes = _agreed_num_classes(self._dataset, self.label_maps, num_classes, missing)
         self._look_some_up()
+        self._timm = any(isinstance(getattr(layer, "reader", None), TellTaleReader) for layer in _layers(self._dataset))
+        if self._timm:
+            accept_soft_targets()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._timm:
+            accept_soft_targets()  # a spawned worker has a timm of its own
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -135,17 +146,9 @@ class LabelMapDataset(Dataset[Any]):
         items = [self._load(index, *read) for index, read in zip(indices, ahead, strict=True)]
         if self.pooling is None:
             return items
-        # Maps of one store may differ in their grid.
-        alike: dict[Any, list[int]] = {}
-        for place, (_, label, *_rest) in enumerate(items):
-            if isinstance(label, LabelMap):
-                alike.setdefault((label.shape, label.residual is None), []).append(place)
-        for places in alike.values():
-            labels = self.pooling(LabelMapBatch.stack([items[place][1] for place in places]))
-            for place, label in zip(places, labels, strict=True):
-                image, _, *rest = items[place]
-                items[place] = (image, label, *rest)
-        return items
+        labels = [label for _, label, *_ in items]
+        pool_together(labels, self.pooling)
+        return [(image, label, *rest) for (image, _, *rest), label in zip(items, labels, strict=True)]
 
     def _from_start(self, index: int) -> int:
         """An index that may count from the end, from the start."""
@@ -170,15 +173,16 @@ class LabelMapDataset(Dataset[Any]):
                 )
             image, target, *rest = item
             loaded = self._key_of_loaded(index, sample.read, key)
+            if self._timm and self.transform is None and self.transforms is None and self._crop == "auto":
+                image = TrackedImage.of(image, sample)
+                return (image, LazyLabel(partial(self._late, loaded, target, sample), self.pooling), *rest)
             if loaded != key or record is None:
                 record = self._record(loaded)
             if self.transforms is not None:
                 image, label = self._jointly(image, record)
             else:
                 image, label = self._followed(image, record, sample)
-        if record is None:
-            label = one_hot(torch.tensor(int(target)), self.num_classes).float()
-        return (image, label, *rest)
+        return (image, self._one_hot(target) if record is None else label, *rest)
 
     # Only what a script asks the dataset for by name. Dunder methods are looked up on the class and are not passed on:
     # the __getitems__ of a wrapped Subset, for one, would let a DataLoader fetch its hard labels.
@@ -250,6 +254,25 @@ class LabelMapDataset(Dataset[Any]):
             else:
                 sample.image = image
             image = sample.run(self.transform, image)
+        self._check_one_crop(sample)
+        if self.pooling is None or self.pooling.output_size != (1, 1):
+            sample.check_unmoved(image, "The end of the pipeline")  # here the label depends on flips after the crop too
+        else:
+            sample.check_size(image, "The end of the pipeline")
+        label_map = self._map(record, size_of(image) or size_of(sample.image) or (1, 1), sample.view.box)
+        return image.plain() if isinstance(image, TrackedImage) else image, label_map
+
+    def _late(self, key: str, target: Any, sample: LoadingSample) -> Tensor:
+        """The label, or the label map, of what an image shows after the loader has transformed it."""
+        self._check_one_crop(sample)
+        record, canvas_size = self._record(key), size_of(sample.image) or (1, 1)
+        sample.image = None  # which knows this sample: a cycle
+        return self._one_hot(target) if record is None else self._map(record, canvas_size, sample.view.box)
+
+    def _one_hot(self, target: Any) -> Tensor:
+        return one_hot(torch.tensor(int(target)), self.num_classes).float()
+
+    def _check_one_crop(self, sample: LoadingSample) -> None:
         if sample.branched:
             raise CropNotSeen(
                 f"Several crops were taken of one image by {self._pipeline()}, so it is unknown which of them the "
@@ -257,12 +280,6 @@ class LabelMapDataset(Dataset[Any]):
             )
         if not sample.view.cropped:
             raise CropNotSeen(f"No crop was seen while {self._pipeline()} ran, so the label is unknown. {WAYS_OUT}")
-        if self.pooling is None or self.pooling.output_size != (1, 1):
-            sample.check_unmoved(image, "The end of the pipeline")  # here the label depends on flips after the crop too
-        else:
-            sample.check_size(image, "The end of the pipeline")
-        label_map = self._map(record, size_of(image) or size_of(sample.image) or (1, 1), sample.view.box)
-        return image.plain() if isinstance(image, TrackedImage) else image, label_map
 
     def _pipeline(self) -> str:
         return "the pipeline" if self.transform is None else f"the pipeline {short(self.transform)}"

@@ -203,7 +203,7 @@ def _steps(pipeline: Any) -> Iterator[Callable[[Any], Any]]:
 
 def _is_crop(step: Any) -> bool:
     """Whether a step, or one within it, is named as one that crops or pads."""
-    if _named_as_crop(type(step)):
+    if _named_as_crop(step.__class__):
         return True
     inner = getattr(step, "transforms", step)
     return isinstance(inner, (list, tuple, torch.nn.Sequential, torch.nn.ModuleList)) and any(map(_is_crop, inner))

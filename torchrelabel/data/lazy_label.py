@@ -1,0 +1,66 @@
+"""LazyLabel: the label of an image whose crop is still to come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data._utils.collate import default_collate_fn_map
+
+from torchrelabel.label_map import LabelMap, LabelMapBatch
+from torchrelabel.pooling import LabelPooling
+
+__all__ = ["LazyLabel", "pool_together"]
+
+
+class LazyLabel:
+    """What a dataset gives as the label where its loader transforms images outside of the dataset.
+
+    timm's loaders of scheduled sizes and of NaFlex batches do so. The crop is known once they have run, so the label is
+    pooled when the batch is collated: by :func:`torch.utils.data.default_collate`, or by timm's own functions after
+    :func:`~torchrelabel.data.timm_soft_targets.accept_soft_targets`. That is also where a missing map raises, since
+    NaFlex turns all that goes wrong while a sample is loaded into a warning.
+
+    Args:
+        label: Gives the label map of what the image shows by then, or a soft label; called once.
+        pooling: How to pool a map, or None for the map itself.
+    """
+
+    def __init__(self, label: Callable[[], Tensor], pooling: LabelPooling | None) -> None:
+        self.label = label
+        self.pooling = pooling
+
+
+def pool_together(labels: list[Any], pooling: LabelPooling) -> None:
+    """Replace each label map in a list by its pooled label, all maps of one grid at once."""
+    alike: dict[Any, list[int]] = {}
+    for place, label in enumerate(labels):
+        if isinstance(label, LabelMap):
+            alike.setdefault((label.shape, label.residual is None), []).append(place)
+    for places in alike.values():
+        pooled = pooling(LabelMapBatch.stack([labels[place] for place in places]))
+        for place, label in zip(places, pooled, strict=True):
+            labels[place] = label
+
+
+def resolved(labels: Sequence[Any]) -> list[Any]:
+    """The labels of a batch, with those pooled that had to wait for their crop."""
+    given = list(labels)
+    waiting = [place for place, label in enumerate(given) if isinstance(label, LazyLabel)]
+    if waiting:
+        pooling = given[waiting[0]].pooling
+        for place in waiting:
+            given[place] = given[place].label()
+        if pooling is not None:
+            pool_together(given, pooling)
+    return given
+
+
+def _collate(batch: Sequence[LazyLabel], *, collate_fn_map: Mapping[Any, Any] | None = None) -> Tensor | LabelMapBatch:
+    labels = resolved(batch)
+    return LabelMapBatch.stack(labels) if isinstance(labels[0], LabelMap) else torch.stack(labels)
+
+
+default_collate_fn_map[LazyLabel] = _collate
