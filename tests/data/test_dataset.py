@@ -284,6 +284,38 @@ def test_a_subset_of_the_wrapped_dataset_gives_its_labels(painted: Painted) -> N
     torch.testing.assert_close(labels, torch.stack([left_label(painted, 6), left_label(painted, 3)]))
 
 
+# Roots that differ.
+
+
+def below(painted: Painted, tmp_path: Path, name: str) -> Path:
+    """The same maps, as if the folder above had been annotated."""
+    maps = LabelStore(painted.store)
+    with LabelStoreWriter(tmp_path / "below", num_classes=C, top_k=1, score_kind="probability") as writer:
+        for key, record in maps.items():
+            writer.put(name + key, record.scores, record.classes)
+    return tmp_path / "below"
+
+
+def test_a_store_of_the_folder_above_is_found_out_and_said(painted: Painted, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"'000\.class/image 0\.png' is taken to be 'train/000\.class/image 0\.png'"):
+        dataset = LabelMapDataset(folder(painted, LEFT), below(painted, tmp_path, "train/"))
+    _, labels = next(iter(DataLoader(dataset, batch_size=7)))
+    torch.testing.assert_close(labels, torch.stack([left_label(painted, n) for n in range(7)]))
+
+
+def test_a_key_prefix_that_is_given_is_used_without_a_word(painted: Painted, tmp_path: Path) -> None:
+    store = below(painted, tmp_path, "train/")
+    dataset = LabelMapDataset(folder(painted, LEFT), store, key_prefix="train/")
+    torch.testing.assert_close(dataset[3][1], left_label(painted, 3))
+
+
+def test_a_wrong_key_prefix_is_refused_with_the_nearest_keys(painted: Painted, tmp_path: Path) -> None:
+    with pytest.raises(
+        MissingLabelMap, match=r"no label map of 'val/000.*nearest keys: 'train/000\.class/image 0\.png'"
+    ):
+        LabelMapDataset(folder(painted, LEFT), below(painted, tmp_path, "train/"), key_prefix="val/")
+
+
 # What it can wrap.
 
 
@@ -591,15 +623,12 @@ def test_missing_onehot_of_other_classes_is_refused(painted: Painted, tmp_path: 
 
 
 def test_a_store_of_other_images_is_noticed_at_once(painted: Painted, tmp_path: Path) -> None:
-    """The likeliest mistake: the folder above was annotated, so that its keys begin with another folder."""
     cells = enlarged(painted.blocks[painted.keys[0]], CELLS)[None]
-    with LabelStoreWriter(tmp_path / "above", num_classes=C, top_k=1) as writer:
+    with LabelStoreWriter(tmp_path / "others", num_classes=C, top_k=1) as writer:
         for key in painted.keys:
-            writer.put(f"images/{key}", np.ones(cells.shape, np.float32), cells)
-    with pytest.raises(
-        MissingLabelMap, match=r"no label map of '000.class/image 0.png'.*'images/000.class/image 0.png'"
-    ):
-        LabelMapDataset(folder(painted), tmp_path / "above")
+            writer.put(key.replace(".png", ".jpg"), np.ones(cells.shape, np.float32), cells)
+    with pytest.raises(MissingLabelMap, match=r"no label map of '000.class/image 0.png'.*'000.class/image 0.jpg'"):
+        LabelMapDataset(folder(painted), tmp_path / "others")
 
 
 @pytest.mark.parametrize("position", [0, 3, 6])

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from torch.utils.data import ConcatDataset, Subset
 from torchvision import datasets
 
-from torchrelabel.data.keys import key_of, relative_key
+from torchrelabel import LabelStore, LabelStoreWriter
+from torchrelabel.data.keys import KeyPrefix, find_key_prefix, key_of, relative_key
 
 
 def bare(kind: type, **attributes: Any) -> Any:
@@ -86,3 +88,40 @@ def test_a_dataset_that_does_not_know_its_files_asks_for_key(dataset: Any) -> No
         TypeError, match=rf"^{type(dataset).__name__} does not say which file .* LabelMapDataset\(\.\.\."
     ):
         key_of(dataset, 0)
+
+
+# Roots that differ.
+
+STORED = ["train/a/1.png", "train/a/2.png", "train/b.c/1.png"]
+
+
+@pytest.mark.parametrize(
+    ("stored", "keys", "expected"),
+    [
+        (STORED, ["a/1.png", "b.c/1.png"], KeyPrefix("train/")),
+        (["images/" + key for key in STORED], ["a/1.png", "b.c/1.png"], KeyPrefix("images/train/")),
+        (["a/1.png", "b.c/1.png"], STORED, KeyPrefix(dropped=1)),
+        (["a/1.png", "a/2.png", "b.c/1.png"], ["data/images/" + key for key in STORED], KeyPrefix(dropped=3)),
+        (["1.png", "2.png"], ["a/1.png", "b/2.png"], KeyPrefix(dropped=1)),
+    ],
+)
+def test_the_folders_are_found_by_which_keys_differ(stored, keys, expected, tmp_path):
+    with LabelStoreWriter(tmp_path / "maps", num_classes=2, top_k=1) as writer:
+        for key in stored:
+            writer.put(key, np.zeros((1, 2, 3)), np.zeros((1, 2, 3), np.int64))
+    store = LabelStore(tmp_path / "maps")
+    prefix = find_key_prefix([key for key in keys if "a/2" not in key], store)
+    assert prefix == expected
+    assert all(prefix(key) in store for key in keys if "a/2" not in key)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [["val/a/1.png", "val/a/2.png"], ["a/1.png", "a/9.png"], ["c/1.png"]],
+    ids=["another split", "one that is missing", "another folder"],
+)
+def test_keys_of_other_images_are_not_made_to_fit(keys, tmp_path):
+    with LabelStoreWriter(tmp_path / "maps", num_classes=2, top_k=1) as writer:
+        for key in STORED:
+            writer.put(key, np.zeros((1, 2, 3)), np.zeros((1, 2, 3), np.int64))
+    assert find_key_prefix(keys, LabelStore(tmp_path / "maps")) is None

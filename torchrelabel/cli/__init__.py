@@ -1,8 +1,9 @@
 """The command ``torchrelabel``: a click group that imports a subcommand when it is asked for.
 
-A subcommand is a module of this package that holds a click command under its own name: ``info.py`` has ``info``, and
-``import_.py`` has ``import_``, called ``import``. Such a module imports torch and timm inside its function, so that
-``--help`` stays fast. Errors become one message and exit status 1 here, once for all commands.
+A subcommand is a module of this package that holds a click command under its own name: ``info.py`` has ``info``,
+``import_.py`` has ``import_``, called ``import``, and ``timm_train.py`` has ``timm_train``, called ``timm-train``. Such
+a module imports torch and timm inside its function, so that ``--help`` stays fast. Errors become one message and exit
+status 1 here, once for all commands.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ class CommandGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of the commands, sorted."""
-        return sorted(module.name.rstrip("_") for module in pkgutil.iter_modules(__path__))
+        return sorted(_modules())
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """Import the command of this name; None if there is none."""
-        if name not in self.list_commands(ctx):
+        module_name = _modules().get(name)
+        if module_name is None:
             return None
-        module_name = next(m.name for m in pkgutil.iter_modules(__path__) if m.name.rstrip("_") == name)
         command = getattr(importlib.import_module(f"{__name__}.{module_name}"), module_name)
         assert isinstance(command, click.Command)
         return command
@@ -50,6 +51,11 @@ class CommandGroup(click.Group):
             if os.environ.get("TORCHRELABEL_TRACEBACK"):
                 raise
             raise click.ClickException(str(error) or type(error).__name__) from error
+
+
+def _modules() -> dict[str, str]:
+    """The modules of this package, by the names of their commands."""
+    return {module.name.rstrip("_").replace("_", "-"): module.name for module in pkgutil.iter_modules(__path__)}
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -17,7 +17,7 @@ from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 from torchvision.datasets.vision import StandardTransform
 from torchvision.transforms.v2 import functional as F
 
-from torchrelabel.data.keys import Key, key_of
+from torchrelabel.data.keys import Key, KeyPrefix, find_key_prefix, key_of
 from torchrelabel.data.lazy_label import LazyLabel, pool_together
 from torchrelabel.data.records import label_map_of
 from torchrelabel.data.tell_tale_reader import TellTaleReader
@@ -59,6 +59,9 @@ class LabelMapDataset(Dataset[Any]):
             classes of the dataset, such as an annotator of 1000 classes and a folder of 40 of them.
         key: A function from index to key in the store, or one key for each index, for datasets that do not know
             their files.
+        key_prefix: What the store's keys have in front of the dataset's, such as ``"train/"`` where the folder above
+            was annotated. If None is given and leading folders are all that keeps the keys from fitting, they are
+            added or dropped, and a warning says so.
         missing: ``"error"``, or ``"onehot"`` to give images without a map the one-hot label of the dataset.
         crop: ``"auto"``, or ``"full"`` to pool the whole image whatever is cropped (the paper's "global" labels).
 
@@ -83,11 +86,17 @@ class LabelMapDataset(Dataset[Any]):
         pooling: LabelPooling | None = LabelPooling(),  # noqa: B008 -- it has no state
         num_classes: int | None = None,
         key: Key | None = None,
+        key_prefix: str | None = None,
         missing: str = "error",
         crop: str = "auto",
     ) -> None:
         if any(isinstance(layer, LabelMapDataset) for layer in _layers(dataset)):
             raise TypeError("This dataset is a LabelMapDataset already. Wrap the image dataset once.")
+        if isinstance(dataset, IterableDataset) and hasattr(dataset, "reader"):
+            raise TypeError(
+                f"timm's {type(dataset.reader).__name__} gives its images one after the other and does not tell their "
+                f"names, so their label maps cannot be found. Read them by index: from a folder, a tar file or hfds/."
+            )
         indexed = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
         if not indexed or isinstance(dataset, IterableDataset):
             raise TypeError(
@@ -110,10 +119,11 @@ class LabelMapDataset(Dataset[Any]):
         )
         self.pooling = pooling
         self._key = key
+        self._prefix = KeyPrefix(key_prefix or "")
         self._missing = missing
         self._crop = crop
         self.num_classes = _agreed_num_classes(self._dataset, self.label_maps, num_classes, missing)
-        self._look_some_up()
+        self._look_some_up(guess=key is None and key_prefix is None)
         self._timm = any(isinstance(getattr(layer, "reader", None), TellTaleReader) for layer in _layers(self._dataset))
         if self._timm:
             accept_soft_targets()
@@ -141,7 +151,7 @@ class LabelMapDataset(Dataset[Any]):
         if type(self).__getitem__ is not LabelMapDataset.__getitem__:
             return [self[index] for index in indices]  # a subclass says what an item is
         indices = [self._from_start(index) for index in indices]
-        keys = [key_of(self._dataset, index, self._key) for index in indices]
+        keys = [self._key_at(index) for index in indices]
         ahead = [(key, self.label_maps.get(key)) for key in keys]
         items = [self._load(index, *read) for index, read in zip(indices, ahead, strict=True)]
         if self.pooling is None:
@@ -209,8 +219,12 @@ class LabelMapDataset(Dataset[Any]):
                 f"key= does not know of it. Take the broken image out of the dataset, or leave key= out."
             )
         if read and self._key is None:
-            return read[-1]()
-        return key_of(self._dataset, index, self._key) if asked is None else asked
+            return self._prefix(read[-1]())
+        return self._key_at(index) if asked is None else asked
+
+    def _key_at(self, index: int) -> str:
+        """The key, in the store, of the image that an index asks for."""
+        return self._prefix(key_of(self._dataset, index, self._key))
 
     def _record(self, key: str) -> Any:
         """The record of a key, None where a missing one is allowed."""
@@ -294,15 +308,25 @@ class LabelMapDataset(Dataset[Any]):
         header = self.label_maps.header  # type: ignore[attr-defined] # a LabelStore
         return label_map_of(record, header, canvas, view_box)
 
-    def _look_some_up(self) -> None:
+    def _look_some_up(self, guess: bool) -> None:
         """Find out about a store of other images now, and not in a worker after an hour."""
-        if self._missing == "onehot":
-            return
         last = len(self) - 1
-        for index in sorted({0, last // 2, last} if last >= 0 else ()):
-            key = key_of(self._dataset, index, self._key)
-            if key not in self.label_maps:
-                self.label_maps[key]
+        if last < 0:
+            return
+        missing = [key for key in map(self._key_at, (0, last // 2, last)) if key not in self.label_maps]
+        if not missing:
+            return
+        keys = [self._key_at(last * part // 6) for part in range(7)]
+        prefix = find_key_prefix(keys, self.label_maps) if guess else None
+        if prefix is not None:
+            self._prefix = prefix
+            warnings.warn(
+                f"The keys of {self.label_maps!r} differ from those of the dataset by their first folders: {keys[0]!r} "
+                f"is taken to be {prefix(keys[0])!r}.",
+                stacklevel=3,
+            )
+        elif self._missing != "onehot":
+            self.label_maps[missing[0]]
 
 
 _NO_MAP = LabelMap(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1, dtype=torch.long), num_classes=1, canvas_size=(1, 1))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch.utils.data import ConcatDataset, Subset
 
-__all__ = ["Key", "key_of", "relative_key"]
+__all__ = ["Key", "KeyPrefix", "find_key_prefix", "key_of", "relative_key"]
 
 Key = Callable[[int], str] | Sequence[str]
 
@@ -82,3 +83,44 @@ def _part_of(dataset: ConcatDataset[Any], index: int) -> tuple[int, int]:
             return part, index - start
         start = stop
     raise IndexError(index)
+
+
+@dataclass(frozen=True)
+class KeyPrefix:
+    """How the keys of a store differ from those of a dataset whose root is another folder.
+
+    Attributes:
+        added: What the store's keys have in front, such as ``"train/"``.
+        dropped: How many leading folders of the dataset's keys the store's lack.
+    """
+
+    added: str = ""
+    dropped: int = 0
+
+    def __call__(self, key: str) -> str:
+        """The key in the store."""
+        return self.added + (key.split("/", self.dropped)[-1] if self.dropped else key)
+
+
+def find_key_prefix(keys: Sequence[str], label_maps: Mapping[str, Any]) -> KeyPrefix | None:
+    """Find out by which leading folders the keys of a dataset and of a store differ.
+
+    Args:
+        keys: A few keys of the dataset.
+        label_maps: A store.
+
+    Returns:
+        None where no prefix, added or dropped, makes all of them keys of the store.
+    """
+    nearest = getattr(label_maps, "nearest", None)
+    if nearest is None or not keys:
+        return None
+    folders = keys[0].split("/")
+    for candidate in nearest(keys[0], 8):
+        for dropped in range(len(folders)):
+            end = "/".join(folders[dropped:])
+            if candidate == end or (dropped == 0 and candidate.endswith("/" + end)):
+                prefix = KeyPrefix(candidate[: -len(end)], dropped)
+                if all(prefix(key) in label_maps for key in keys):
+                    return prefix
+    return None

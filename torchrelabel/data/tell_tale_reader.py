@@ -39,5 +39,15 @@ class TellTaleReader:
         return getattr(self._reader, name)
 
     def key(self, index: int) -> str:
-        """The key of an image: its path relative to the reader's root."""
-        return str(self._reader.filename(index)).replace(os.sep, "/")
+        """The key of an image: its path relative to the reader's root, or its name in the archive.
+
+        Raises:
+            TypeError: If the reader does not tell, as for images kept as bytes without a name.
+        """
+        name = self._reader.filename(index)
+        if not name:
+            raise TypeError(
+                f"{type(self._reader).__name__} has no file name for image {index}, so its label map cannot be found. "
+                f"Give LabelMapDataset(..., key=), a function from index to the key in the store."
+            )
+        return str(name).replace(os.sep, "/").lstrip("/")

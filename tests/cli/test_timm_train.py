@@ -1,0 +1,59 @@
+"""``torchrelabel timm-train``, as it is typed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_annotate import invoke
+from tests.painted import Painted, paint
+
+
+@pytest.fixture
+def painted(tmp_path: Path) -> Painted:
+    return paint(tmp_path)
+
+
+def script(folder: Path, text: str) -> str:
+    (folder / "train.py").write_text(text)
+    return str(folder / "train.py")
+
+
+def test_the_script_gets_its_own_arguments_and_the_command_its_own(painted: Painted, tmp_path: Path) -> None:
+    path = script(
+        tmp_path,
+        "import sys, timm.data\n"
+        "print(sys.argv[1:])\n"
+        f"dataset = timm.data.create_dataset('', root={str(painted.root)!r}, is_training=True)\n"
+        "print(type(dataset).__name__, len(dataset), __name__)\n",
+    )
+    result = invoke("timm-train", "--label-maps", str(painted.store), path, "--model", "x", "-b", "4", "--label-maps=y")
+    assert result.exit_code == 0, result.output
+    assert "['--model', 'x', '-b', '4', '--label-maps=y']\nLabelMapDataset 7 __main__" in result.stdout
+    assert "Training labels come from LabelStore" in result.stderr
+
+
+def test_an_error_of_the_script_keeps_its_traceback(painted: Painted, tmp_path: Path) -> None:
+    result = invoke("timm-train", "--label-maps", str(painted.store), script(tmp_path, "int('no number')\n"))
+    assert result.exit_code == 1
+    assert "Traceback" in result.stderr and "train.py" in result.stderr and "no number" in result.stderr
+
+
+def test_the_exit_status_of_the_script_is_kept(painted: Painted, tmp_path: Path) -> None:
+    result = invoke("timm-train", "--label-maps", str(painted.store), script(tmp_path, "raise SystemExit(7)\n"))
+    assert result.exit_code == 7
+
+
+def test_a_missing_map_is_one_message_with_the_key(painted: Painted, tmp_path: Path) -> None:
+    text = f"import timm.data\ntimm.data.create_dataset('', root={str(painted.root)!r}, is_training=True)\n"
+    path = script(tmp_path, text)
+    options = ["--label-maps", str(painted.store), "--key-prefix", "train/"]
+    result = invoke("timm-train", *options, path)
+    assert result.exit_code == 1
+    assert "no label map of 'train/000.class/image 0.png'" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_store_that_is_not_there_is_one_message(tmp_path: Path) -> None:
+    result = invoke("timm-train", "--label-maps", str(tmp_path / "none"), script(tmp_path, ""))
+    assert result.exit_code == 1 and "Traceback" not in result.stderr

@@ -1,0 +1,115 @@
+"""timm's train.py runs on label maps without a changed line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm.data
+
+from tests.painted import COLUMNS, ROWS, C, Painted, paint
+from torchrelabel import LabelStoreWriter
+from torchrelabel.errors import StoreError
+from torchrelabel.integrations.timm import check_arguments, run_script, training_datasets_wrapped
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).parent / "unmodified_train.py"
+
+
+@pytest.fixture(scope="module")
+def painted(tmp_path_factory: pytest.TempPathFactory) -> Painted:
+    return paint(tmp_path_factory.mktemp("painted"), each=2)
+
+
+@pytest.fixture(scope="module")
+def folder_maps(painted: Painted) -> Path:
+    """Label maps that say the folder's class in every cell."""
+    path = painted.root.parent / "folder.lmdb"
+    with LabelStoreWriter(path, num_classes=C, top_k=1, score_kind="probability") as writer:
+        for key in painted.keys:
+            classes = np.full((1, ROWS, COLUMNS), int(key[:3]))
+            writer.put(key, np.ones(classes.shape, np.float32), classes)
+    return path
+
+
+def losses(painted: Painted, launcher: list[str], *options: str) -> dict[int, list[float]]:
+    """The losses of each rank of the script."""
+    command = [
+        sys.executable,
+        *launcher,
+        str(SCRIPT),
+        "--data-dir",
+        str(painted.root),
+        "--num-classes",
+        str(C),
+        *options,
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "script unmodified_train.py" in done.stderr
+    ranks = (line.split() for line in done.stdout.splitlines() if line[:1].isdigit())
+    return {int(rank): [float(loss) for loss in values] for rank, *values in ranks}
+
+
+def launcher(store: Path) -> list[str]:
+    return ["-m", "torchrelabel", "timm-train", "--label-maps", str(store)]
+
+
+def test_maps_of_the_folders_class_change_no_loss_of_an_unmodified_script(painted: Painted, folder_maps: Path) -> None:
+    options = ("--workers", "1", "--mixup", "0.8")
+    assert losses(painted, launcher(folder_maps), *options)[0] == pytest.approx(
+        losses(painted, [], *options)[0], rel=1e-5
+    )
+
+
+def test_an_unmodified_script_spawns_workers_that_know_the_maps(painted: Painted, folder_maps: Path) -> None:
+    spawned = losses(painted, launcher(folder_maps), "--workers", "1", "--start-method", "spawn")[0]
+    assert spawned == pytest.approx(losses(painted, [], "--workers", "1")[0], rel=1e-5)
+
+
+def test_two_ranks_with_repeated_augmentation_change_no_loss(painted: Painted, folder_maps: Path) -> None:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    ours = losses(painted, [*torchrun, *launcher(folder_maps)])
+    theirs = losses(painted, torchrun)
+    assert ours.keys() == theirs.keys() == {0, 1}
+    assert all(ours[rank] == pytest.approx(theirs[rank], rel=1e-5) for rank in (0, 1))
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_only_training_datasets_are_wrapped_and_only_meanwhile(painted: Painted) -> None:
+    before = timm.data.create_dataset
+    with training_datasets_wrapped(painted.store) as wrapped:
+        train = timm.data.create_dataset("", str(painted.root), "train", is_training=True)
+        val = timm.data.create_dataset("", root=str(painted.root), split="train", is_training=False)
+    assert wrapped == [train]
+    assert train is not val and type(val).__name__ == "ImageDataset"
+    assert timm.data.create_dataset is before
+
+
+def test_a_script_without_a_training_dataset_is_told_so(painted: Painted) -> None:
+    arguments = ["--no-dataset"]
+    before = (sys.argv, list(sys.path))
+    with pytest.raises(RuntimeError, match=r"unmodified_train\.py ended without a call of timm\.data\.create_dataset"):
+        run_script(SCRIPT, arguments, painted.store)
+    assert (sys.argv, sys.path) == before
+
+
+@pytest.mark.parametrize("arguments", [["--num-classes", "10"], ["--lr=1", "--num-classes=10"]])
+def test_a_model_of_other_classes_is_noticed_before_it_is_made(arguments: list[str], painted: Painted) -> None:
+    with pytest.raises(ValueError, match="given --num-classes 10, and the label maps have 7 classes"):
+        check_arguments(SCRIPT, arguments, painted.store)
+
+
+def test_a_script_that_is_not_there_is_named(painted: Painted) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no training script 'nowhere/train\.py'"):
+        check_arguments("nowhere/train.py", [], painted.store)
+
+
+def test_a_store_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="maps"):
+        check_arguments(SCRIPT, [], tmp_path / "maps")

@@ -1,0 +1,52 @@
+"""A training script in the shape of timm's train.py that has never heard of label maps."""
+
+import argparse
+import multiprocessing
+import os
+import sys
+
+import torch
+from timm import create_model
+from timm.data import FastCollateMixup, create_dataset, create_loader
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.utils import random_seed
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data-dir")
+    parser.add_argument("--num-classes", type=int)
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--start-method")
+    parser.add_argument("--mixup", type=float, default=0.0)
+    parser.add_argument("--no-dataset", action="store_true")
+    args = parser.parse_args()
+    if args.no_dataset:
+        return
+    if args.start_method:
+        multiprocessing.set_start_method(args.start_method)
+    rank = int(os.environ.get("RANK", "0"))
+    distributed = "RANK" in os.environ
+    if distributed:
+        torch.distributed.init_process_group("gloo")
+    random_seed(0, rank)
+    model = create_model("test_resnet", num_classes=args.num_classes)
+    train = create_dataset("", root=args.data_dir, split="train", is_training=True)
+    val = create_dataset("", root=args.data_dir, split="train", is_training=False)
+    mixer = FastCollateMixup(args.mixup, label_smoothing=0.1, num_classes=args.num_classes) if args.mixup else None
+    loader = create_loader(
+        train, (3, 32, 32), 2, is_training=True, num_workers=args.workers, collate_fn=mixer, device=torch.device("cpu"),
+        distributed=distributed, num_aug_repeats=2 if distributed else 0,
+    )  # fmt: skip
+    loss_of = SoftTargetCrossEntropy() if mixer else LabelSmoothingCrossEntropy(0.1)
+    losses = [loss_of(model(images), labels).item() for images, labels in loader]
+    print(rank, *losses, flush=True)
+    (_, label), *_ = val
+    assert isinstance(label, int), "the validation set keeps its class indices"
+    print("script", os.path.basename(sys.argv[0]), file=sys.stderr)
+    if distributed:
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

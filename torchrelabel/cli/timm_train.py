@@ -1,0 +1,47 @@
+"""``torchrelabel timm-train``: timm's train.py on label maps, without a changed line."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Any
+
+import click
+
+from torchrelabel.cli import FAILED
+from torchrelabel.errors import TorchRelabelError
+
+
+@click.command(
+    "timm-train",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    epilog="Examples: torchrelabel timm-train --label-maps maps.lmdb train.py --data-dir imagenet --model resnet50. "
+    "torchrun --nproc-per-node 4 -m torchrelabel timm-train --label-maps maps.lmdb train.py --data-dir imagenet",
+)
+@click.option("--label-maps", required=True, metavar="STORE", type=click.Path(), help="What annotate wrote.")
+@click.option("--key-prefix", metavar="TEXT", help="What the store's keys have in front, such as train/.")
+@click.option(
+    "--missing",
+    type=click.Choice(["error", "onehot"]),
+    default="error",
+    show_default=True,
+    help="What to do with an image without a label map.",
+)
+@click.argument("script", type=click.Path())
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def timm_train(label_maps: str, script: str, arguments: tuple[str, ...], **options: Any) -> None:
+    """Run SCRIPT, timm's train.py, with ARGUMENTS of its own, on soft labels from label maps.
+
+    The training dataset is wrapped as it is created; validation and all else stay as they are. Accuracy on the training
+    set is not printed by timm, the training loss is that of soft labels.
+    """
+    from torchrelabel.integrations.timm import check_arguments, run_script
+
+    check_arguments(script, arguments, label_maps)
+    try:
+        run_script(script, arguments, label_maps, **options)
+    except TorchRelabelError:
+        raise
+    except Exception:  # of the script: whoever wrote it wants to see where
+        traceback.print_exc()
+        sys.exit(FAILED)

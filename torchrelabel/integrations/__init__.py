@@ -1,0 +1,1 @@
+"""Label maps in the training loops of other libraries."""
