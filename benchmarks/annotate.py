@@ -62,7 +62,9 @@ def main() -> None:
         for number in range(arguments.images):
             blocks = random.integers(0, 256, (47, 63, 3), dtype=np.uint8)
             Image.fromarray(blocks).resize((500, 375), Image.Resampling.BICUBIC).save(root / f"{number:05}.jpg")
-        dataset = ImagesToAnnotate(root, find_images(root).keys, annotator.image_size, annotator.interpolation)
+        dataset = ImagesToAnnotate(
+            find_images(root), find_images(root).keys, annotator.image_size, annotator.interpolation
+        )
         indices = range(0, len(dataset), arguments.batch_size)
 
         def load() -> list[torch.Tensor]:

@@ -8,6 +8,7 @@ import struct
 import sys
 import warnings
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,16 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, Resize
 
 from tests.annotate.models import make_folder
-from torchrelabel.annotate.images import ImagesToAnnotate, collate, find_images, load_image
+from torchrelabel.annotate.images import ImagesFound, ImagesToAnnotate, collate, find_images, load_image
+
+
+def listed(root: Path) -> ImagesFound:
+    """A folder that nobody looked into."""
+    return ImagesFound(root, [], None, [])
+
+
+def to_annotate(root: Path, keys: Sequence[str], size: int, interpolation: str) -> ImagesToAnnotate:
+    return ImagesToAnnotate(listed(root), keys, size, interpolation)
 
 
 def test_keys_and_indices_are_those_of_image_folder(tmp_path: Path) -> None:
@@ -44,7 +54,7 @@ def test_a_name_that_is_not_utf_8_survives(tmp_path: Path) -> None:
     os.rename(tmp_path / "a/x.png", os.fsencode(tmp_path) + b"/a/\xff\xfe.png")
     (key,) = find_images(tmp_path).keys
     assert key.encode("utf-8", "surrogateescape") == b"a/\xff\xfe.png"
-    assert ImagesToAnnotate(tmp_path, [key], 8, "bilinear")[0].pixels is not None
+    assert to_annotate(tmp_path, [key], 8, "bilinear")[0].pixels is not None
 
 
 def test_linked_folders_are_followed_and_loops_are_reported(tmp_path: Path) -> None:
@@ -104,7 +114,8 @@ def test_an_image_is_squashed_as_torchvision_does(tmp_path: Path, interpolation:
     make_folder(tmp_path, ["x.png"], size=(170, 111))
     with Image.open(tmp_path / "x.png") as image:
         expected = Resize((13, 13), InterpolationMode(interpolation))(image.convert("RGB"))
-    assert np.array_equal(load_image(tmp_path / "x.png", 13, interpolation), expected)
+    with listed(tmp_path).open("x.png") as file:
+        assert np.array_equal(load_image(file, 13, interpolation), expected)
 
 
 def write_png(path: Path, kind: str) -> None:
@@ -133,7 +144,7 @@ def write_png(path: Path, kind: str) -> None:
 def test_an_unusual_image_is_seen_as_torchvisions_loader_sees_it(tmp_path: Path, kind: str) -> None:
     make_folder(tmp_path, ["a/x.png"])
     write_png(tmp_path / "a/x.png", kind)
-    loaded = ImagesToAnnotate(tmp_path, ["a/x.png"], 6, "bilinear")[0]
+    loaded = to_annotate(tmp_path, ["a/x.png"], 6, "bilinear")[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         image, _ = ImageFolder(str(tmp_path), transform=Resize((6, 6)))[0]
@@ -168,7 +179,7 @@ def broken_png() -> bytes:
 )
 def test_a_bad_image_is_a_value_with_its_reason(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "x.png").write_bytes(content)
-    loaded = ImagesToAnnotate(tmp_path, ["x.png"], 6, "bilinear")[0]
+    loaded = to_annotate(tmp_path, ["x.png"], 6, "bilinear")[0]
     assert loaded.pixels is None
     assert loaded.reason.startswith(reason)
 
@@ -176,25 +187,25 @@ def test_a_bad_image_is_a_value_with_its_reason(tmp_path: Path, content: bytes, 
 def test_a_broken_link_is_a_failure(tmp_path: Path) -> None:
     (tmp_path / "x.png").symlink_to(tmp_path / "gone.png")
     assert find_images(tmp_path).keys == ["x.png"]
-    assert ImagesToAnnotate(tmp_path, ["x.png"], 6, "bilinear")[0].reason == "no such file, or a broken link"
+    assert to_annotate(tmp_path, ["x.png"], 6, "bilinear")[0].reason == "no such file, or a broken link"
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_named_pipe_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.png")
-    assert ImagesToAnnotate(tmp_path, ["x.png"], 6, "bilinear")[0].reason == "OSError: not a regular file"
+    assert to_annotate(tmp_path, ["x.png"], 6, "bilinear")[0].reason == "OSError: not a regular file"
 
 
 def test_a_decompression_bomb_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_folder(tmp_path, ["x.png"])
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
-    assert "DecompressionBombError" in ImagesToAnnotate(tmp_path, ["x.png"], 6, "bilinear")[0].reason
+    assert "DecompressionBombError" in to_annotate(tmp_path, ["x.png"], 6, "bilinear")[0].reason
 
 
 def test_a_warning_of_pils_is_kept_and_the_image_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_folder(tmp_path, ["x.png"])
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 150)
-    loaded = ImagesToAnnotate(tmp_path, ["x.png"], 6, "bilinear")[0]
+    loaded = to_annotate(tmp_path, ["x.png"], 6, "bilinear")[0]
     assert loaded.pixels is not None
     assert "exceeds limit of 150 pixels" in loaded.warnings[0]
 
@@ -202,7 +213,7 @@ def test_a_warning_of_pils_is_kept_and_the_image_too(tmp_path: Path, monkeypatch
 def test_a_batch_keeps_good_and_bad_images_apart(tmp_path: Path) -> None:
     make_folder(tmp_path, ["a.png", "c.png"])
     (tmp_path / "b.png").write_bytes(b"no")
-    dataset = ImagesToAnnotate(tmp_path, ["a.png", "b.png", "c.png"], 6, "bilinear")
+    dataset = to_annotate(tmp_path, ["a.png", "b.png", "c.png"], 6, "bilinear")
     batch = collate([dataset[index] for index in range(len(dataset))])
     assert batch.keys == ["a.png", "c.png"]
     assert [key for key, _ in batch.failures] == ["b.png"]
@@ -212,7 +223,7 @@ def test_a_batch_keeps_good_and_bad_images_apart(tmp_path: Path) -> None:
 
 def test_an_unknown_interpolation_is_refused_with_those_that_exist(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"must be one of nearest, bilinear, .* got 'random'"):
-        ImagesToAnnotate(tmp_path, [], 6, "random")
+        to_annotate(tmp_path, [], 6, "random")
 
 
 def test_a_link_to_itself_does_not_lose_the_images_beside_it(tmp_path: Path) -> None:

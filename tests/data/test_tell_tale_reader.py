@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 from timm.data import AugMixDataset, ImageDataset, create_dataset, create_loader, create_transform
 from torch.utils.data import Subset
 from torchvision import transforms as v1
+from torchvision.datasets import ImageFolder
 
 from tests.painted import WRONG, H, Painted, W, label_error, paint
-from torchrelabel import LabelMapDataset
+from torchrelabel import LabelMapDataset, LabelStoreWriter
 from torchrelabel.data.tell_tale_reader import TellTaleReader
 
 # timm leaves the files open that it reads.
@@ -35,6 +38,20 @@ def break_image(painted: Painted, number: int) -> None:
 def test_timms_dataset_is_wrapped_like_any_other(painted: Painted) -> None:
     dataset = LabelMapDataset(create_dataset("", root=str(painted.root), transform=WHOLE), painted.store, num_classes=7)
     assert max(label_error(*dataset[i]) for i in range(len(dataset))) < 0.01
+
+
+def test_folders_that_timm_numbers_in_another_order_are_refused(painted: Painted, tmp_path: Path) -> None:
+    """timm sorts numbers in names by their value, torchvision and annotate by their digits."""
+    for number, name in enumerate(sorted(os.listdir(painted.root))):
+        os.rename(painted.root / name, painted.root / str(4 * number))
+    keys = [os.path.relpath(path, painted.root) for path in sorted(painted.root.rglob("*.png"))]
+    folders = {name: index for index, name in enumerate(sorted(os.listdir(painted.root)))}
+    with LabelStoreWriter(tmp_path / "maps", num_classes=7, top_k=1, class_to_idx=folders) as writer:
+        for key in keys:
+            writer.put(key, np.ones((1, 3, 5), np.float32), np.zeros((1, 3, 5), np.int64))
+    LabelMapDataset(ImageFolder(str(painted.root), WHOLE), tmp_path / "maps")
+    with pytest.raises(ValueError, match=r"Class folder '12' had index 1 when .* and has 3 in .*--class-map"):
+        LabelMapDataset(ImageDataset(str(painted.root), transform=WHOLE), tmp_path / "maps")
 
 
 @pytest.mark.parametrize("subset", [False, True])

@@ -6,8 +6,9 @@ import os
 import stat
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -46,6 +47,18 @@ class ImagesFound:
         """Return the index of the class folder that an image lies in; None if it lies in none."""
         folder, separator, _ = key.partition("/")
         return self.class_to_idx.get(folder) if self.class_to_idx and separator else None
+
+    def open(self, key: str) -> IO[bytes]:
+        """Open an image.
+
+        Raises:
+            OSError: If the file is none, or not a regular one.
+        """
+        path = os.path.join(self.root, key)
+        # Opening a named pipe would wait for ever.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise OSError("not a regular file")
+        return open(path, "rb")
 
 
 def find_images(root: str | os.PathLike[str], skip: Iterable[str | os.PathLike[str]] = ()) -> ImagesFound:
@@ -109,11 +122,11 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def load_image(path: str | os.PathLike[str], size: int, interpolation: str) -> Image.Image:
+def load_image(file: IO[bytes], size: int, interpolation: str) -> Image.Image:
     """Load an image as torchvision's ``pil_loader`` does (RGB, EXIF rotation ignored), squashed to a square.
 
     Args:
-        path: The file.
+        file: The open file.
         size: S in pixels.
         interpolation: ``"bilinear"``, ``"bicubic"``, ...; antialiased, as always with PIL.
 
@@ -121,13 +134,10 @@ def load_image(path: str | os.PathLike[str], size: int, interpolation: str) -> I
         The whole image at S x S, as ``torchvision.transforms.Resize((S, S))`` gives it.
 
     Raises:
-        OSError: If the file is none, or not an image.
+        OSError: If it is not an image.
         Exception: Whatever else PIL raises for damaged files.
     """
-    # Opening a named pipe would wait for ever.
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise OSError("not a regular file")
-    with open(path, "rb") as file, Image.open(file) as image:
+    with Image.open(file) as image:
         rgb: Image.Image = image.convert("RGB")
     return rgb if rgb.size == (size, size) else rgb.resize((size, size), _RESAMPLING[interpolation])
 
@@ -184,15 +194,15 @@ class ImagesToAnnotate(Dataset[LoadedImage]):
     """Images as pixels of one size. A bad image is a value, not an error: an error would end the whole run.
 
     Args:
-        root: The folder.
-        keys: Paths of the images relative to it.
+        found: The folder, or what else opens images by their keys.
+        keys: Which of its images.
         size: S in pixels.
         interpolation: How they are resized.
     """
 
-    def __init__(self, root: str | os.PathLike[str], keys: Sequence[str], size: int, interpolation: str) -> None:
+    def __init__(self, found: ImagesFound, keys: Sequence[str], size: int, interpolation: str) -> None:
         check_interpolation(interpolation)
-        self.root = os.fspath(root)
+        self.found = replace(found, keys=[])  # a worker that is spawned need not get all the keys twice
         self.keys = keys
         self.size = size
         self.interpolation = interpolation
@@ -206,7 +216,8 @@ class ImagesToAnnotate(Dataset[LoadedImage]):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
-                image = load_image(os.path.join(self.root, key), self.size, self.interpolation)
+                with self.found.open(key) as file:
+                    image = load_image(file, self.size, self.interpolation)
             except Exception as error:  # PIL raises nearly anything for damaged files: OSError, SyntaxError, ...
                 return LoadedImage(key, reason=_reason(error), warnings=_texts(caught))
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

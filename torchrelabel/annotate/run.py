@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from torchrelabel.annotate.annotator import Annotator, TopScores
+from torchrelabel.annotate.archives import read_dataset
 from torchrelabel.annotate.images import ImagesFound, ImagesToAnnotate, LoadedBatch, collate, find_images
 from torchrelabel.errors import StoreError, TorchRelabelError
 from torchrelabel.store import LabelStoreWriter
@@ -108,6 +109,8 @@ def annotate(
     output: str | os.PathLike[str] = "maps.lmdb",
     *,
     model: str | Annotator,
+    dataset: str | None = None,
+    split: str = "train",
     pretrained: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
     top_k: int = 5,
@@ -127,9 +130,11 @@ def annotate(
     torchrun every rank writes its own shards.
 
     Args:
-        data: Folder of images, with or without class folders.
+        data: Folder of images, with or without class folders; or a tar file.
         output: The store; begun if it does not exist.
         model: A name of timm's, or an ``Annotator``, which then decides weights, size, device and precision.
+        dataset: A data set by the name under which timm reads it, ``"hfds/..."``; ``data`` is then where it is kept.
+        split: Which part of ``dataset``.
         pretrained: Load timm's weights.
         checkpoint: File of weights instead.
         top_k: K, classes kept per cell.
@@ -162,7 +167,7 @@ def annotate(
     rank = _Rank.from_environment()
     output = Path(output)
     shards = _shards(output, shards, rank)
-    found = find_images(data, skip=[output])
+    found = _find(data, output, dataset, split)
     if not found.keys:
         raise ValueError(_nothing_found(found))
     summary = Summary(output=str(output), rank=rank.rank, world=rank.world)
@@ -193,7 +198,9 @@ def annotate(
     summary.model, summary.grid, summary.num_classes, summary.top_k = annotator.name, annotator.grid, classes, top_k
     residual = residual and top_k < classes
     folders = found.class_to_idx
-    folders_are_classes = folders is not None and len(folders) == classes
+    folders_are_classes = (
+        folders is not None and len(folders) == classes and any(found.class_of(key) is not None for key in keys[:1])
+    )
 
     started = time.perf_counter()
     with LabelStoreWriter(
@@ -239,6 +246,13 @@ def annotate(
     if folders_are_classes and summary.annotated:
         summary.agreement = hits / summary.annotated
     return summary
+
+
+def _find(data: str | os.PathLike[str], output: Path, dataset: str | None, split: str) -> ImagesFound:
+    """Find the images of a folder, of a tar file or of a data set that timm knows by name."""
+    if dataset is None and not (os.fspath(data).endswith(".tar") and os.path.isfile(data)):
+        return find_images(data, skip=[output])
+    return read_dataset(dataset or "", None if os.fspath(data) == "." else data, split)
 
 
 def fingerprint(keys: list[str]) -> str:
@@ -307,7 +321,7 @@ def _own_device(device: str | torch.device | None, rank: _Rank) -> str | torch.d
 def _loader(
     annotator: Annotator, found: ImagesFound, keys: list[str], batch_size: int, workers: int | None
 ) -> DataLoader[Any]:
-    dataset = ImagesToAnnotate(found.root, keys, annotator.image_size, annotator.interpolation)
+    dataset = ImagesToAnnotate(found, keys, annotator.image_size, annotator.interpolation)
     batches = -(-len(keys) // batch_size)
     return DataLoader(
         dataset,

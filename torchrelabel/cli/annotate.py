@@ -23,6 +23,8 @@ _FAILURES_SHOWN = 20
 @click.argument("data", default=".", type=click.Path())
 @click.option("--model", required=True, metavar="NAME", help="A classifier of timm's, with or without a tag.")
 @click.option("-o", "--output", default="maps.lmdb", show_default=True, type=click.Path(), help="The store to write.")
+@click.option("--dataset", metavar="NAME", help="Read what timm reads by this name, hfds/...; kept in DATA.")
+@click.option("--split", default="train", show_default=True, help="Which part of --dataset.")
 @click.option("--checkpoint", type=click.Path(), help="Weights: a .safetensors file, or one of torch.save's.")
 @click.option("--pretrained/--no-pretrained", default=True, show_default=True, help="timm's weights, or random ones.")
 @click.option("--topk", "top_k", default=5, show_default=True, help="Classes kept per cell.")
@@ -38,7 +40,7 @@ _FAILURES_SHOWN = 20
 @click.option("--shards", type=int, help="LMDB files in the store. [default: one per rank]")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def annotate(as_json: bool, data: str, output: str, **options: Any) -> None:
-    """Write the label maps of the images in DATA (default: here) to a store.
+    """Write the label maps of the images in DATA (a folder or a tar file, default: here) to a store.
 
     Every image is squashed to the model's input size; the model's own head classifies each cell of its last feature
     grid. The same command continues a run that was interrupted, tries failed images again and adds new ones.

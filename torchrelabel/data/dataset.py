@@ -17,7 +17,7 @@ from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 from torchvision.datasets.vision import StandardTransform
 from torchvision.transforms.v2 import functional as F
 
-from torchrelabel.data.keys import Key, KeyPrefix, find_key_prefix, key_of
+from torchrelabel.data.keys import Key, KeyPrefix, class_indices, find_key_prefix, key_of
 from torchrelabel.data.lazy_label import LazyLabel, pool_together
 from torchrelabel.data.records import label_map_of
 from torchrelabel.data.tell_tale_reader import TellTaleReader
@@ -423,14 +423,15 @@ def _agreed_num_classes(dataset: Any, label_maps: Mapping[str, Any], num_classes
             f"missing='onehot' takes the class index of the dataset, which has {len(classes)} classes, and the label "
             f"maps have {stored}: the same index would mean another class. Annotate the images that lack a map."
         )
-    theirs, ours = getattr(header, "class_to_idx", None), getattr(leaf, "class_to_idx", None)
-    if theirs and ours and classes is not None and len(classes) == stored:
+    theirs, ours = getattr(header, "class_to_idx", None), class_indices(leaf)
+    if theirs and ours and len(ours) == stored and (classes is None or len(classes) == stored):
         for name in sorted(theirs.keys() & ours.keys()):
             if theirs[name] != ours[name]:
                 raise ValueError(
                     f"Class folder {name!r} had index {theirs[name]} when the images were annotated and has "
-                    f"{ours[name]} in this dataset, so its labels would mean other classes. Use the folders that were "
-                    f"annotated ({len(theirs)} of them, here are {len(ours)}), or annotate these."
+                    f"{ours[name]} in this dataset, so its labels would mean other classes. Use the folders "
+                    f"that were annotated ({len(theirs)} of them, here are {len(ours)}), or annotate these. timm sorts "
+                    f"numbers in names by value, torchvision by their digits: give timm a class map (--class-map)."
                 )
     return stored
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.utils.data import ConcatDataset, Subset
 
-__all__ = ["Key", "KeyPrefix", "find_key_prefix", "key_of", "relative_key"]
+__all__ = ["Key", "KeyPrefix", "class_indices", "find_key_prefix", "key_of", "reader_key", "relative_key"]
 
 Key = Callable[[int], str] | Sequence[str]
 
@@ -72,6 +72,35 @@ def key_of(dataset: Any, index: int, key: Key | None = None) -> str:
         f"a function from index to the key in the store (the image's path relative to the annotated folder), or one "
         f"key for each index."
     )
+
+
+def reader_key(reader: Any, index: int) -> str:
+    """The key of an image that a reader of timm's reads: its path relative to the root, or its name in the archive.
+
+    Args:
+        reader: timm's, by index.
+        index: Which image.
+
+    Raises:
+        TypeError: If the reader does not tell, as for images kept as bytes without a name.
+    """
+    name = reader.filename(index)
+    if not name:
+        raise TypeError(
+            f"{type(reader).__name__} has no file name for image {index}, so that its label map would have no key. "
+            f"Give the images names; or train with LabelMapDataset(..., key=), a function from index to key."
+        )
+    return str(name).replace(os.sep, "/").lstrip("/")
+
+
+def class_indices(dataset: Any) -> dict[str, int] | None:
+    """Class folders to class indices, where a dataset, or timm's reader in it, numbers them."""
+    for owner in (dataset, getattr(dataset, "reader", None)):
+        for name in ("class_to_idx", "class_name_to_idx"):
+            indices = getattr(owner, name, None)
+            if isinstance(indices, dict) and indices:
+                return dict(indices)
+    return None
 
 
 def _part_of(dataset: ConcatDataset[Any], index: int) -> tuple[int, int]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from typing import Any
 
+from torchrelabel.data.keys import reader_key
 from torchrelabel.transforms._loading import loading_sample
 
 __all__ = ["TellTaleReader"]
@@ -39,15 +39,5 @@ class TellTaleReader:
         return getattr(self._reader, name)
 
     def key(self, index: int) -> str:
-        """The key of an image: its path relative to the reader's root, or its name in the archive.
-
-        Raises:
-            TypeError: If the reader does not tell, as for images kept as bytes without a name.
-        """
-        name = self._reader.filename(index)
-        if not name:
-            raise TypeError(
-                f"{type(self._reader).__name__} has no file name for image {index}, so its label map cannot be found. "
-                f"Give LabelMapDataset(..., key=), a function from index to the key in the store."
-            )
-        return str(name).replace(os.sep, "/").lstrip("/")
+        """The key of an image, see :func:`~torchrelabel.data.keys.reader_key`."""
+        return reader_key(self._reader, index)
