@@ -30,25 +30,9 @@ def criterion(kind, smoothing, mixing, splits):
     return LabelSmoothingCrossEntropy(smoothing) if smoothing else nn.CrossEntropyLoss()
 
 
-def train(
-    data_dir,
-    label_maps=None,
-    *,
-    classes=7,
-    model="test_resnet",
-    size=32,
-    batch_size=4,
-    epochs=1,
-    workers=0,
-    loss="ce",
-    smoothing=0.1,
-    mixup=None,
-    mixup_off_epoch=None,
-    splits=0,
-    prefetch=True,
-    watch=None,
-    **options,
-):
+def train(data_dir, label_maps=None, *, classes=7, model="resnet18", size=32, batch_size=4, epochs=1, workers=0,
+          loss="ce", smoothing=0.1, mixup=None, mixup_off_epoch=None, splits=0, prefetch=True, watch=None,
+          **options):  # fmt: skip
     """Train a model and return the loss of each step; ``options`` go to timm's create_loader."""
     random_seed(0)
     network = create_model(model, num_classes=classes)

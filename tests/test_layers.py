@@ -16,7 +16,7 @@ FLOORS = [
     {"errors", "view_box", "_version"},
     {"label_map", "store"},
     {"pooling"},
-    {"transforms"},
+    {"transforms", "targets"},
     {"data"},
     {"annotate", "importers", "integrations", "viz"},
     {"check", "demo"},

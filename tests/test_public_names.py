@@ -42,6 +42,8 @@ def test_the_public_names_are_those_of_the_design():
         "ViewBox",
         "__version__",
         "check_pipeline",
+        "hard",
+        "mix_soft",
     }
     assert set(torchrelabel.__all__) == promised
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from torchrelabel.pooling import LabelPooling as LabelPooling
     from torchrelabel.store import LabelStore as LabelStore
     from torchrelabel.store import LabelStoreWriter as LabelStoreWriter
+    from torchrelabel.targets import hard as hard
+    from torchrelabel.targets import mix_soft as mix_soft
     from torchrelabel.transforms import CutMixWithLabelMap as CutMixWithLabelMap
     from torchrelabel.transforms import MixUpWithLabelMap as MixUpWithLabelMap
     from torchrelabel.transforms import PoolLabelMap as PoolLabelMap
@@ -42,6 +44,8 @@ _PUBLIC = {
     "RandomResizedCropWithLabelMap": "torchrelabel.transforms",
     "ViewBox": "torchrelabel.view_box",
     "check_pipeline": "torchrelabel.transforms",
+    "hard": "torchrelabel.targets",
+    "mix_soft": "torchrelabel.targets",
 }
 
 __all__ = [
@@ -67,6 +71,8 @@ __all__ = [
     "ViewBox",
     "__version__",
     "check_pipeline",
+    "hard",
+    "mix_soft",
 ]
 
 

@@ -24,7 +24,7 @@ pytestmark = [
 
 NAMES = ["001.a b/x.y.png", "001.a b/z.png", "b/ü.jpg"]
 OPTIONS: dict[str, Any] = {
-    "model": "test_resnet", "pretrained": False, "image_size": 64, "device": "cpu", "workers": 0, "progress": False,
+    "model": "resnet10t", "pretrained": False, "image_size": 64, "device": "cpu", "workers": 0, "progress": False,
 }  # fmt: skip
 
 

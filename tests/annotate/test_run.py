@@ -241,7 +241,8 @@ def test_a_folder_name_that_is_not_utf_8_is_annotated(tmp_path: Path, store: Pat
     assert list(LabelStore(store)) == ["\udcff/x.png"]
 
 
-def test_a_second_run_on_one_output_is_refused(folder: Path, store: Path) -> None:
+def test_a_second_run_on_one_output_is_refused(folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchrelabel.store.writer._SECONDS_FOR_ORPHANS_TO_END", 0.1)
     with LabelStoreWriter(store, num_classes=4, top_k=2, residual=True), pytest.raises(StoreInUse):
         run(folder, store)
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 import torchrelabel.importers.run
+from tests.cli.test_annotate import invoke
 from tests.importers.published import save, save_image, tensor
-from torchrelabel.cli import main
 from torchrelabel.store import LabelStore, LabelStoreWriter
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +22,7 @@ FORMATS = ["relabel", "token-labeling", "multilabel-tsv"]
 
 
 def run(*arguments: Any) -> Result:
-    return CliRunner().invoke(main, ["import", *map(str, arguments)])
+    return invoke("import", *arguments)
 
 
 @pytest.fixture

@@ -6,11 +6,13 @@ import os
 import runpy
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import timm.data
 import timm.loss
 import torch
@@ -31,7 +33,8 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).parents[2]
-train = runpy.run_path(str(ROOT / "examples" / "timm_train.py"))["train"]
+MODEL = "test_resnet" if timm.is_model("test_resnet") else "resnet10t"
+train = partial(runpy.run_path(str(ROOT / "examples" / "timm_train.py"))["train"], model=MODEL)
 MIX = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0}
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
@@ -112,7 +115,7 @@ def test_spawned_workers_accept_soft_targets_too(painted: Painted, folder_maps: 
         "if __name__ == '__main__':\n"
         "    multiprocessing.set_start_method('spawn')\n"
         "    train = runpy.run_path(sys.argv[1])['train']\n"
-        f"    print(*train(sys.argv[2], sys.argv[3], workers=1, mixup={MIX}))\n"
+        f"    print(*train(sys.argv[2], sys.argv[3], workers=1, mixup={MIX}, model={MODEL!r}))\n"
     )
     script = painted.root.parent / "spawn.py"
     script.write_text(program)
@@ -247,7 +250,7 @@ def test_a_mixer_is_left_as_it_was(rows: torch.Tensor) -> None:
 
 
 def test_splits_repeat_their_soft_labels_in_order(rows: torch.Tensor) -> None:
-    images = [tuple(torch.full((3, 5, 7), 10 * i + j, dtype=torch.uint8) for j in range(2)) for i in range(6)]
+    images = [tuple(np.full((3, 5, 7), 10 * i + j, np.uint8) for j in range(2)) for i in range(6)]
     collated, labels = timm_soft_targets.fast_collate(list(zip(images, rows, strict=True)))
     for image, label in zip(collated, labels, strict=True):
         assert torch.equal(label, rows[int(image[0, 0, 0]) // 10])

@@ -30,7 +30,7 @@ def main():
     if distributed:
         torch.distributed.init_process_group("gloo")
     random_seed(0, rank)
-    model = create_model("test_resnet", num_classes=args.num_classes)
+    model = create_model("resnet10t", num_classes=args.num_classes)
     train = create_dataset("", root=args.data_dir, split="train", is_training=True)
     val = create_dataset("", root=args.data_dir, split="train", is_training=False)
     mixer = FastCollateMixup(args.mixup, label_smoothing=0.1, num_classes=args.num_classes) if args.mixup else None

@@ -333,7 +333,8 @@ def test_wrong_settings_make_no_directory(path, given, said):
 # Several writers
 
 
-def test_a_second_writer_is_told_at_once_that_the_store_is_in_use(path):
+def test_a_second_writer_is_told_that_the_store_is_in_use(path, monkeypatch):
+    monkeypatch.setattr("torchrelabel.store.writer._SECONDS_FOR_ORPHANS_TO_END", 0.1)
     with LabelStoreWriter(path, **SETTINGS):
         started = time.monotonic()
         for resume in (False, True):
@@ -344,6 +345,8 @@ def test_a_second_writer_is_told_at_once_that_the_store_is_in_use(path):
 
 def test_a_writer_in_another_process_is_seen(path):
     code = """
+        import torchrelabel.store.writer
+        torchrelabel.store.writer._SECONDS_FOR_ORPHANS_TO_END = 0.1
         try:
             LabelStoreWriter(sys.argv[1], num_classes=20, top_k=3, resume=True)
         except Exception as error:
@@ -353,6 +356,24 @@ def test_a_writer_in_another_process_is_seen(path):
         said = result(python(code, path))
     assert said.startswith("StoreInUse another writer writes to")
     assert str(path) in said
+
+
+def test_a_killed_writers_loaders_end_before_the_store_is_said_to_be_in_use(path):
+    """They are forked with its locks, and used to make a run that was started again at once fail."""
+    code = """
+        import os, time
+        writer = LabelStoreWriter(sys.argv[1], num_classes=20, top_k=3)
+        if os.fork() == 0:
+            time.sleep(1.5)
+            os._exit(0)
+        print("began", flush=True)
+        os.kill(os.getpid(), 9)
+    """
+    killed = python(code, path)
+    assert killed.stdout.readline() == "began\n"
+    assert killed.wait() == -9
+    LabelStoreWriter(path, **SETTINGS, resume=True).close()
+    killed.communicate()
 
 
 def test_a_failed_writer_leaves_no_lock(path):

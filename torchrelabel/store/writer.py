@@ -39,6 +39,9 @@ _SECONDS_BETWEEN_COMMITS = 10.0
 # Header writes of other ranks take milliseconds; who waits this long waits for a lock that a file system lost.
 _SECONDS_FOR_HEADER_LOCK = 60.0
 
+# Loader processes forked by a writer hold its locks too. When it is killed they notice within five seconds.
+_SECONDS_FOR_ORPHANS_TO_END = 8.0
+
 
 class LabelStoreWriter:
     """Writes a label store.
@@ -333,7 +336,7 @@ class LabelStoreWriter:
         return self._acquired(lock, f"{HEADER_LOCK_FILE} is held for more than {_SECONDS_FOR_HEADER_LOCK:.0f} s")
 
     def _shard_lock(self, number: int) -> FileLock:
-        lock = FileLock(self._path / shard_lock_file(number), timeout=0, thread_local=False)
+        lock = FileLock(self._path / shard_lock_file(number), timeout=_SECONDS_FOR_ORPHANS_TO_END, thread_local=False)
         return self._acquired(lock, f"{shard_lock_file(number)} is held")
 
     def _acquired(self, lock: FileLock, held: str) -> FileLock:

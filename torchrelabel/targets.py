@@ -1,0 +1,134 @@
+"""Soft labels in code that was written for class indices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchrelabel.label_map import LabelMap, LabelMapBatch
+
+__all__ = ["hard", "mix_soft"]
+
+
+def hard(target: Tensor) -> Tensor:
+    """The class index of each label: for accuracy, and whatever else counts hits.
+
+    Args:
+        target: Soft labels ``[..., C]``, floating; or class indices, integers of any shape.
+
+    Returns:
+        The class of the largest share, ``[...]``, int64; class indices are returned as they are.
+
+    Raises:
+        TypeError: If it is no tensor, or a label map that is not pooled yet.
+
+    Example:
+        >>> correct = (output.argmax(1) == hard(target)).float().mean()
+    """
+    if isinstance(target, (LabelMap, LabelMapBatch)):
+        raise TypeError(f"hard takes labels, got a {type(target).__name__}. Pool it first: LabelPooling()(label_maps).")
+    if not isinstance(target, Tensor):
+        raise TypeError(f"hard takes a tensor of soft labels or class indices, got {type(target).__name__}.")
+    if not target.is_floating_point():
+        return target
+    if target.ndim == 0 or target.shape[-1] < 2:
+        raise TypeError(
+            f"hard takes soft labels [..., C] with C of 2 or more, got a floating tensor of shape {list(target.shape)}."
+        )
+    return target.argmax(-1)
+
+
+def mix_soft(mixer: Callable[..., Any], num_classes: int | None = None) -> Callable[[Tensor, Tensor], Any]:
+    """Let a batch mixer that was written for class indices mix soft labels, exactly.
+
+    The mixer is run on the numbers of the samples, as if each were a class of its own. The labels that it returns say
+    how much of which sample is in which image, and the soft labels are combined by that. So any mixer will do that
+    mixes labels linearly: the ``RandomMixUp`` and ``RandomCutMix`` of torchvision's references, ``v2.MixUp`` and
+    ``v2.CutMix``, a ``v2.RandomChoice`` of them. Pixels and random draws are its own.
+
+    Args:
+        mixer: Takes ``(images, labels)`` and returns both mixed. Meanwhile every attribute of it
+            called ``num_classes`` says that there are as many classes as samples.
+        num_classes: C, for a mixer whose number of classes is no such attribute (a function, say): its batches may
+            then have no more than C samples.
+
+    Returns:
+        A function of ``(images, labels)``. Soft labels ``[B, C]`` come back mixed. Class indices ``[B]`` go to the
+        mixer itself, with all that it does to them.
+
+    Raises:
+        TypeError: When called with label maps, or when the mixer cannot be told of the samples.
+        ValueError: When called with a batch of more samples than the mixer can tell apart.
+
+    Example:
+        >>> mixer = mix_soft(v2.RandomChoice([v2.MixUp(num_classes=1000), v2.CutMix(num_classes=1000)]))
+        >>> loader = DataLoader(dataset, collate_fn=lambda batch: mixer(*default_collate(batch)))
+    """
+
+    def mixed(images: Tensor, labels: Tensor) -> Any:
+        if isinstance(labels, (LabelMap, LabelMapBatch)):
+            raise TypeError(
+                f"This mixer mixes labels, got a {type(labels).__name__}. Pool it first (LabelPooling), or mix with "
+                f"CutMixWithLabelMap or MixUpWithLabelMap."
+            )
+        if not labels.is_floating_point():
+            return mixer(images, labels)
+        if labels.ndim != 2:
+            raise TypeError(f"Soft labels are [B, C], got a tensor of shape {list(labels.shape)}.")
+        count = len(labels)
+        with _told_of_samples(mixer, count, num_classes) as classes:
+            images, mixing = mixer(images, torch.arange(count, device=labels.device))
+        if mixing.ndim == 1:  # it left this batch alone, or exchanged whole samples
+            return images, labels[mixing]
+        if mixing.shape[1] != classes:
+            raise TypeError(
+                f"The mixer made labels of {mixing.shape[1]} classes where {classes} were expected. Give "
+                f"mix_soft(mixer, num_classes=), the number that it was made with."
+            )
+        return images, mixing[:, :count].to(labels.dtype) @ labels
+
+    return mixed
+
+
+@contextmanager
+def _told_of_samples(mixer: Callable[..., Any], count: int, num_classes: int | None) -> Iterator[int]:
+    """Let a mixer tell ``count`` samples apart meanwhile; gives the number of classes that it makes labels for.
+
+    Not a copy of the mixer: what it counts, or draws from a generator of its own, has to go on.
+    """
+    if num_classes is not None:
+        if count > num_classes:
+            raise ValueError(
+                f"This mixer has {num_classes} classes and cannot tell {count} samples apart. Use batches of at most "
+                f"{num_classes}, or a mixer with an attribute num_classes."
+            )
+        yield num_classes
+        return
+    parts = {id(part): part for part in _parts(mixer) if hasattr(part, "num_classes")}.values()
+    if not parts:
+        raise TypeError(
+            f"{mixer!r} has no attribute num_classes, so it cannot be told of {count} samples. Give "
+            f"mix_soft(mixer, num_classes=), the number of classes that it was made with."
+        )
+    before = [(part, part.num_classes) for part in parts]
+    try:
+        for part in parts:
+            part.num_classes = count
+        yield count
+    finally:
+        for part, classes in before:
+            part.num_classes = classes
+
+
+def _parts(mixer: Any) -> Iterator[Any]:
+    """A mixer, and those that it is made of."""
+    yield mixer
+    inner = getattr(mixer, "transforms", ())
+    children = mixer.children() if isinstance(mixer, torch.nn.Module) else ()
+    seen = [part for part in (*(inner if isinstance(inner, (list, tuple)) else ()), *children) if part is not mixer]
+    for part in seen:
+        yield from _parts(part)
