@@ -46,7 +46,7 @@ def train(data_dir, label_maps=None, *, classes=7, model="resnet18", size=32, ba
     loader = create_loader(
         dataset, (3, size, size), batch_size, is_training=True, num_workers=workers, num_aug_splits=splits,
         use_prefetcher=prefetch, collate_fn=mixer if mixup and prefetch else None, device=torch.device("cpu"),
-        **options,
+        persistent_workers=workers > 0, **options,
     )  # fmt: skip
     optimizer = torch.optim.SGD(network.parameters(), 0.05)
     loss_of, losses = criterion(loss, smoothing, mixup is not None, splits), []

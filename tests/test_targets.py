@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import pytest
@@ -37,12 +38,17 @@ def test_one_label_has_one_class() -> None:
     assert hard(torch.tensor([0.1, 0.2, 0.7])).item() == 2
 
 
+def test_labels_of_many_crops_have_a_class_each() -> None:
+    labels = torch.tensor([[[0.1, 0.9], [0.8, 0.2], [0.6, 0.4]]])
+    assert hard(labels).tolist() == [[1, 0, 0]]
+
+
 def test_class_indices_are_returned_as_they_are() -> None:
     labels = torch.tensor([3, 1])
     assert hard(labels) is labels
 
 
-@pytest.mark.parametrize("target", [[1, 2], torch.tensor(0.5), torch.rand(4, 1)])
+@pytest.mark.parametrize("target", [[1, 2], torch.tensor(0.5), torch.rand(4, 1), torch.ones(4, 2, dtype=torch.bool)])
 def test_what_is_no_label_is_refused(target: Any) -> None:
     with pytest.raises(TypeError, match="hard takes"):
         hard(target)
@@ -164,6 +170,45 @@ def test_a_wrong_number_of_classes_is_refused(soft: torch.Tensor, images: torch.
 def test_a_batch_that_a_function_cannot_tell_apart_is_refused(soft: torch.Tensor, images: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="has 4 classes and cannot tell 6 samples apart"):
         mix_soft(lambda batch, target: (batch, target), num_classes=4)(images, soft)
+
+
+def test_a_mixer_that_smooths_labels_is_refused(soft: torch.Tensor, images: torch.Tensor) -> None:
+    """Its labels hold classes of which no sample has a share, so they do not say how the samples were mixed."""
+
+    class Smoothing(ShiftMix):
+        def forward(self, batch: torch.Tensor, target: torch.Tensor) -> Any:
+            batch, labels = super().forward(batch, target)
+            return batch, labels * 0.9 + 0.1 / self.num_classes
+
+    with pytest.raises(ValueError, match=r"it smooths labels.*CrossEntropyLoss\(label_smoothing=\)"):
+        mix_soft(Smoothing(C))(images, soft)
+
+
+def test_a_mixer_that_leaves_the_mixing_to_the_loss_is_refused(soft: torch.Tensor, images: torch.Tensor) -> None:
+    def mixer(batch: torch.Tensor, target: torch.Tensor) -> Any:
+        return batch, target, target.flip(0), 0.3
+
+    with pytest.raises(TypeError, match=r"returns \(images, labels\), and this one returned 4 values"):
+        mix_soft(mixer, num_classes=C)(images, soft)
+
+
+def test_soft_labels_of_several_crops_are_refused(images: torch.Tensor) -> None:
+    with pytest.raises(TypeError, match=r"Soft labels are \[B, C\], got a tensor of shape \[6, 2, 9\]"):
+        mix_soft(v2.MixUp(num_classes=C))(images, torch.rand(B, 2, C))
+
+
+def test_labels_that_are_no_tensor_are_refused(images: torch.Tensor) -> None:
+    with pytest.raises(TypeError, match="Labels are a tensor.*got list"):
+        mix_soft(v2.MixUp(num_classes=C))(images, [1] * B)  # type: ignore[arg-type]
+
+
+def test_it_can_be_sent_to_a_spawned_worker(soft: torch.Tensor, images: torch.Tensor) -> None:
+    mixer = mix_soft(v2.CutMix(num_classes=C))
+    results = []
+    for each in (mixer, pickle.loads(pickle.dumps(mixer))):
+        torch.manual_seed(4)
+        results.append(each(images, soft)[1])
+    assert torch.equal(*results)
 
 
 def test_label_maps_are_refused_with_the_mixers_for_them(images: torch.Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ def hard(target: Tensor) -> Tensor:
         The class of the largest share, ``[...]``, int64; class indices are returned as they are.
 
     Raises:
-        TypeError: If it is no tensor, or a label map that is not pooled yet.
+        TypeError: If it is neither, or a label map that is not pooled yet.
 
     Example:
         >>> correct = (output.argmax(1) == hard(target)).float().mean()
@@ -33,6 +34,8 @@ def hard(target: Tensor) -> Tensor:
         raise TypeError(f"hard takes labels, got a {type(target).__name__}. Pool it first: LabelPooling()(label_maps).")
     if not isinstance(target, Tensor):
         raise TypeError(f"hard takes a tensor of soft labels or class indices, got {type(target).__name__}.")
+    if target.is_complex() or target.dtype == torch.bool:
+        raise TypeError(f"hard takes soft labels (floating) or class indices (integers), got {target.dtype}.")
     if not target.is_floating_point():
         return target
     if target.ndim == 0 or target.shape[-1] < 2:
@@ -51,47 +54,58 @@ def mix_soft(mixer: Callable[..., Any], num_classes: int | None = None) -> Calla
     ``v2.CutMix``, a ``v2.RandomChoice`` of them. Pixels and random draws are its own.
 
     Args:
-        mixer: Takes ``(images, labels)`` and returns both mixed. Meanwhile every attribute of it
-            called ``num_classes`` says that there are as many classes as samples.
+        mixer: Takes ``(images, labels)`` and returns both mixed. While it mixes soft labels, its attribute
+            ``num_classes``, and that of each transform within it, is larger than the batch, and restored afterwards.
         num_classes: C, for a mixer whose number of classes is no such attribute (a function, say): its batches may
             then have no more than C samples.
 
     Returns:
-        A function of ``(images, labels)``. Soft labels ``[B, C]`` come back mixed. Class indices ``[B]`` go to the
-        mixer itself, with all that it does to them.
+        A function of ``(images, labels)``, which can be pickled if the mixer can. Soft labels ``[B, C]`` come back
+        mixed. Class indices ``[B]`` go to the mixer itself, with all that it does to them.
 
     Raises:
         TypeError: When called with label maps, or when the mixer cannot be told of the samples.
-        ValueError: When called with a batch of more samples than the mixer can tell apart.
+        ValueError: When called with a batch of more samples than the mixer can tell apart, or if it smooths labels.
 
     Example:
         >>> mixer = mix_soft(v2.RandomChoice([v2.MixUp(num_classes=1000), v2.CutMix(num_classes=1000)]))
         >>> loader = DataLoader(dataset, collate_fn=lambda batch: mixer(*default_collate(batch)))
     """
+    return partial(_mixed, mixer, num_classes)
 
-    def mixed(images: Tensor, labels: Tensor) -> Any:
-        if isinstance(labels, (LabelMap, LabelMapBatch)):
-            raise TypeError(
-                f"This mixer mixes labels, got a {type(labels).__name__}. Pool it first (LabelPooling), or mix with "
-                f"CutMixWithLabelMap or MixUpWithLabelMap."
-            )
-        if not labels.is_floating_point():
-            return mixer(images, labels)
-        if labels.ndim != 2:
-            raise TypeError(f"Soft labels are [B, C], got a tensor of shape {list(labels.shape)}.")
-        count = len(labels)
-        with _told_of_samples(mixer, count, num_classes) as classes:
-            images, mixing = mixer(images, torch.arange(count, device=labels.device))
-        if mixing.ndim == 1:  # it left this batch alone, or exchanged whole samples
-            return images, labels[mixing]
-        if mixing.shape[1] != classes:
-            raise TypeError(
-                f"The mixer made labels of {mixing.shape[1]} classes where {classes} were expected. Give "
-                f"mix_soft(mixer, num_classes=), the number that it was made with."
-            )
-        return images, mixing[:, :count].to(labels.dtype) @ labels
 
-    return mixed
+def _mixed(mixer: Callable[..., Any], num_classes: int | None, images: Tensor, labels: Tensor) -> Any:
+    if isinstance(labels, (LabelMap, LabelMapBatch)):
+        raise TypeError(
+            f"This mixer mixes labels, got a {type(labels).__name__}. Pool it first (LabelPooling), or mix with "
+            f"CutMixWithLabelMap or MixUpWithLabelMap."
+        )
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"Labels are a tensor, soft labels [B, C] or class indices [B], got {type(labels).__name__}.")
+    if not labels.is_floating_point():
+        return mixer(images, labels)
+    if labels.ndim != 2:
+        raise TypeError(f"Soft labels are [B, C], got a tensor of shape {list(labels.shape)}.")
+    count = len(labels)
+    with _told_of_samples(mixer, count, num_classes) as classes:
+        result = mixer(images, torch.arange(count, device=labels.device))
+    if not isinstance(result, (tuple, list)) or len(result) != 2:
+        got = f"{len(result)} values" if isinstance(result, (tuple, list)) else type(result).__name__
+        raise TypeError(f"mix_soft wraps a mixer that returns (images, labels), and this one returned {got}.")
+    images, mixing = result
+    if mixing.ndim == 1:  # it left this batch alone, or exchanged whole samples
+        return images, labels[mixing]
+    if mixing.shape[1] != classes:
+        raise TypeError(
+            f"The mixer made labels of {mixing.shape[1]} classes where {classes} were expected. Give "
+            f"mix_soft(mixer, num_classes=), the number that it was made with."
+        )
+    if mixing[:, count:].any():
+        raise ValueError(
+            "The mixer gives classes to samples that none of the batch has: it smooths labels. Make it without, and "
+            "smooth in the loss (CrossEntropyLoss(label_smoothing=))."
+        )
+    return images, mixing[:, :count].to(labels.dtype) @ labels
 
 
 @contextmanager
@@ -114,14 +128,15 @@ def _told_of_samples(mixer: Callable[..., Any], count: int, num_classes: int | N
             f"{mixer!r} has no attribute num_classes, so it cannot be told of {count} samples. Give "
             f"mix_soft(mixer, num_classes=), the number of classes that it was made with."
         )
+    classes = count + 1  # one more than there are samples: nothing but label smoothing gives it a share
     before = [(part, part.num_classes) for part in parts]
     try:
         for part in parts:
-            part.num_classes = count
-        yield count
-    finally:
-        for part, classes in before:
             part.num_classes = classes
+        yield classes
+    finally:
+        for part, number in before:
+            part.num_classes = number
 
 
 def _parts(mixer: Any) -> Iterator[Any]:
@@ -129,6 +144,5 @@ def _parts(mixer: Any) -> Iterator[Any]:
     yield mixer
     inner = getattr(mixer, "transforms", ())
     children = mixer.children() if isinstance(mixer, torch.nn.Module) else ()
-    seen = [part for part in (*(inner if isinstance(inner, (list, tuple)) else ()), *children) if part is not mixer]
-    for part in seen:
+    for part in (*(inner if isinstance(inner, (list, tuple)) else ()), *children):
         yield from _parts(part)

@@ -36,7 +36,7 @@ def main():
     mixer = FastCollateMixup(args.mixup, label_smoothing=0.1, num_classes=args.num_classes) if args.mixup else None
     loader = create_loader(
         train, (3, 32, 32), 2, is_training=True, num_workers=args.workers, collate_fn=mixer, device=torch.device("cpu"),
-        distributed=distributed, num_aug_repeats=2 if distributed else 0,
+        distributed=distributed, num_aug_repeats=2 if distributed else 0, persistent_workers=args.workers > 0,
     )  # fmt: skip
     loss_of = SoftTargetCrossEntropy() if mixer else LabelSmoothingCrossEntropy(0.1)
     losses = [loss_of(model(images), labels).item() for images, labels in loader]

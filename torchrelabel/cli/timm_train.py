@@ -43,5 +43,5 @@ def timm_train(label_maps: str, script: str, arguments: tuple[str, ...], **optio
     except TorchRelabelError:
         raise
     except Exception:  # of the script: whoever wrote it wants to see where
-        traceback.print_exc()
+        click.echo(traceback.format_exc(), err=True)
         sys.exit(FAILED)
