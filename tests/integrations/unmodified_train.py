@@ -19,6 +19,7 @@ def main():
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--start-method")
     parser.add_argument("--mixup", type=float, default=0.0)
+    parser.add_argument("--aug-repeats", type=int, default=0)
     parser.add_argument("--no-dataset", action="store_true")
     args = parser.parse_args()
     if args.no_dataset:
@@ -36,7 +37,7 @@ def main():
     mixer = FastCollateMixup(args.mixup, label_smoothing=0.1, num_classes=args.num_classes) if args.mixup else None
     loader = create_loader(
         train, (3, 32, 32), 2, is_training=True, num_workers=args.workers, collate_fn=mixer, device=torch.device("cpu"),
-        distributed=distributed, num_aug_repeats=2 if distributed else 0, persistent_workers=args.workers > 0,
+        distributed=distributed, num_aug_repeats=args.aug_repeats, persistent_workers=args.workers > 0,
     )  # fmt: skip
     loss_of = SoftTargetCrossEntropy() if mixer else LabelSmoothingCrossEntropy(0.1)
     losses = [loss_of(model(images), labels).item() for images, labels in loader]
