@@ -284,6 +284,31 @@ def test_a_subset_of_the_wrapped_dataset_gives_its_labels(painted: Painted) -> N
     torch.testing.assert_close(labels, torch.stack([left_label(painted, 6), left_label(painted, 3)]))
 
 
+# A share of the one-hot label.
+
+
+@pytest.mark.parametrize("pooling", [LabelPooling(), LabelPooling((2, 3))], ids=["a label", "token labels"])
+def test_a_label_may_have_a_share_of_the_one_hot_one(painted: Painted, pooling: Any) -> None:
+    alone = LabelMapDataset(folder(painted, LEFT), painted.store, pooling=pooling)
+    blended = LabelMapDataset(folder(painted, LEFT), painted.store, pooling=pooling, onehot=0.25)
+    own = torch.zeros_like(alone[4][1])
+    own[4] = 1
+    torch.testing.assert_close(blended[4][1], 0.75 * alone[4][1] + 0.25 * own)
+    torch.testing.assert_close(blended.__getitems__([4])[0][1], 0.75 * alone[4][1] + 0.25 * own)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"onehot": 1.5}, r"onehot is a share of the label, 0 to 1, got 1\.5"),
+        ({"onehot": 0.5, "pooling": None}, "it needs a pooling"),
+    ],
+)
+def test_a_share_that_makes_no_sense_is_refused(painted: Painted, options: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        LabelMapDataset(folder(painted), painted.store, **options)
+
+
 # Roots that differ.
 
 

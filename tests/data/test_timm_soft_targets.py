@@ -173,6 +173,19 @@ def test_a_missing_map_stops_naflex_which_makes_warnings_of_errors(painted: Pain
         naflex(dataset)
 
 
+@pytest.mark.skipif("scheduled sizes" not in OPTIONS, reason="this timm has no scheduled sizes")
+def test_a_label_that_waits_for_its_crop_gets_its_share_of_the_one_hot_one(painted: Painted) -> None:
+    images = create_dataset("", root=str(painted.root))
+    dataset = LabelMapDataset(images, painted.store, num_classes=C, onehot=1.0)
+    loader = timm.data.create_loader(
+        dataset, (3, 64, 64), 2, is_training=True, use_prefetcher=False, num_workers=0, persistent_workers=False,
+        input_size_choices=[64, 96],
+    )  # fmt: skip
+    labels = torch.cat([labels for _, labels in loader])
+    assert set(labels.unique().tolist()) == {0.0, 1.0}
+    assert (labels.sum(1) == 1).all()
+
+
 # The pieces by themselves.
 
 

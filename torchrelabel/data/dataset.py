@@ -64,6 +64,8 @@ class LabelMapDataset(Dataset[Any]):
             added or dropped, and a warning says so.
         missing: ``"error"``, or ``"onehot"`` to give images without a map the one-hot label of the dataset.
         crop: ``"auto"``, or ``"full"`` to pool the whole image whatever is cropped (the paper's "global" labels).
+        onehot: Share, 0 to 1, of the dataset's own one-hot label in each label; the rest is the pooled one. The paper
+            found a half of it worse on ImageNet, docs/evidence.md found it better on a small data set.
 
     Raises:
         TypeError, ValueError: If an argument does not fit the dataset or the store, saying which and what to do.
@@ -89,6 +91,7 @@ class LabelMapDataset(Dataset[Any]):
         key_prefix: str | None = None,
         missing: str = "error",
         crop: str = "auto",
+        onehot: float = 0.0,
     ) -> None:
         if any(isinstance(layer, LabelMapDataset) for layer in _layers(dataset)):
             raise TypeError("This dataset is a LabelMapDataset already. Wrap the image dataset once.")
@@ -109,6 +112,10 @@ class LabelMapDataset(Dataset[Any]):
             raise ValueError(f"crop is 'auto' or 'full', got {crop!r}.")
         if missing == "onehot" and pooling is None:
             raise ValueError("missing='onehot' makes a label, not a map: it needs a pooling, got pooling=None.")
+        if not 0 <= onehot <= 1:
+            raise ValueError(f"onehot is a share of the label, 0 to 1, got {onehot!r}.")
+        if onehot and pooling is None:
+            raise ValueError("onehot= changes labels, not maps: it needs a pooling, got pooling=None.")
         self._dataset, self.transform = _without_transform(dataset)
         self.transforms = transforms
         self._check_one_pipeline()
@@ -122,7 +129,9 @@ class LabelMapDataset(Dataset[Any]):
         self._prefix = KeyPrefix(key_prefix or "")
         self._missing = missing
         self._crop = crop
-        self.num_classes = _agreed_num_classes(self._dataset, self.label_maps, num_classes, missing)
+        self._onehot = onehot
+        takes_indices = f"onehot={onehot}" if onehot else "missing='onehot'" if missing == "onehot" else None
+        self.num_classes = _agreed_num_classes(self._dataset, self.label_maps, num_classes, takes_indices)
         self._look_some_up(guess=key is None and key_prefix is None)
         self._timm = any(isinstance(getattr(layer, "reader", None), TellTaleReader) for layer in _layers(self._dataset))
         if self._timm:
@@ -137,10 +146,10 @@ class LabelMapDataset(Dataset[Any]):
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> Any:
-        image, label, *rest = self._load(self._from_start(index))
+        image, label, target, *rest = self._load(self._from_start(index))
         if self.pooling is not None and isinstance(label, LabelMap):
             label = self.pooling(label)
-        return (image, label, *rest)
+        return (image, self._blended(label, target), *rest)
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """The items of a batch: what a DataLoader asks for.
@@ -154,11 +163,13 @@ class LabelMapDataset(Dataset[Any]):
         keys = [self._key_at(index) for index in indices]
         ahead = [(key, self.label_maps.get(key)) for key in keys]
         items = [self._load(index, *read) for index, read in zip(indices, ahead, strict=True)]
-        if self.pooling is None:
-            return items
         labels = [label for _, label, *_ in items]
-        pool_together(labels, self.pooling)
-        return [(image, label, *rest) for (image, _, *rest), label in zip(items, labels, strict=True)]
+        if self.pooling is not None:
+            pool_together(labels, self.pooling)
+        return [
+            (image, self._blended(label, target), *rest)
+            for (image, _, target, *rest), label in zip(items, labels, strict=True)
+        ]
 
     def _from_start(self, index: int) -> int:
         """An index that may count from the end, from the start."""
@@ -169,7 +180,7 @@ class LabelMapDataset(Dataset[Any]):
         return index + len(self)
 
     def _load(self, index: int, key: str | None = None, record: Any = None) -> Any:
-        """An item, with the label map of its view where there is one to pool.
+        """An item, with the label map of its view where there is one to pool, followed by the dataset's own target.
 
         ``key`` and ``record`` are those of the image asked for, where they were looked up before.
         """
@@ -185,14 +196,15 @@ class LabelMapDataset(Dataset[Any]):
             loaded = self._key_of_loaded(index, sample.read, key)
             if self._timm and self.transform is None and self.transforms is None and self._crop == "auto":
                 image = TrackedImage.of(image, sample)
-                return (image, LazyLabel(partial(self._late, loaded, target, sample), self.pooling), *rest)
+                late = partial(self._late, loaded, target, sample)
+                return (image, LazyLabel(late, self.pooling, partial(self._blended, target=target)), target, *rest)
             if loaded != key or record is None:
                 record = self._record(loaded)
             if self.transforms is not None:
                 image, label = self._jointly(image, record)
             else:
                 image, label = self._followed(image, record, sample)
-        return (image, self._one_hot(target) if record is None else label, *rest)
+        return (image, self._one_hot(target) if record is None else label, target, *rest)
 
     # Only what a script asks the dataset for by name. Dunder methods are looked up on the class and are not passed on:
     # the __getitems__ of a wrapped Subset, for one, would let a DataLoader fetch its hard labels.
@@ -282,6 +294,13 @@ class LabelMapDataset(Dataset[Any]):
         record, canvas_size = self._record(key), size_of(sample.image) or (1, 1)
         sample.image = None  # which knows this sample: a cycle
         return self._one_hot(target) if record is None else self._map(record, canvas_size, sample.view.box)
+
+    def _blended(self, label: Any, target: Any) -> Any:
+        """A pooled label with its share of the one-hot one."""
+        if not self._onehot or not isinstance(label, Tensor):
+            return label
+        own = self._one_hot(target).to(label.device)
+        return label.lerp(own.view(-1, *[1] * (label.ndim - 1)), self._onehot)
 
     def _one_hot(self, target: Any) -> Tensor:
         return one_hot(torch.tensor(int(target)), self.num_classes).float()
@@ -395,7 +414,9 @@ def _report(findings: Sequence[Finding]) -> None:
         warnings.warn(str(finding), stacklevel=3)
 
 
-def _agreed_num_classes(dataset: Any, label_maps: Mapping[str, Any], num_classes: int | None, missing: str) -> int:
+def _agreed_num_classes(
+    dataset: Any, label_maps: Mapping[str, Any], num_classes: int | None, takes_indices: str | None
+) -> int:
     """How many classes a label has, if dataset, store and caller agree."""
     header = getattr(label_maps, "header", None)
     if header is None:
@@ -418,12 +439,13 @@ def _agreed_num_classes(dataset: Any, label_maps: Mapping[str, Any], num_classes
             f"{stored} outputs, say so: LabelMapDataset(..., num_classes={stored}). Otherwise annotate the images with "
             f"a model of {len(classes)} classes."
         )
-    if missing == "onehot" and classes is not None and len(classes) != stored:
-        raise ValueError(
-            f"missing='onehot' takes the class index of the dataset, which has {len(classes)} classes, and the label "
-            f"maps have {stored}: the same index would mean another class. Annotate the images that lack a map."
-        )
     theirs, ours = getattr(header, "class_to_idx", None), class_indices(leaf)
+    own = len(classes) if classes is not None else len(ours or ()) or stored
+    if takes_indices and own != stored:
+        raise ValueError(
+            f"{takes_indices} takes the class index of the dataset, which has {own} classes, and the label maps have "
+            f"{stored}: the same index would mean another class. Annotate the images with a model of {own} classes."
+        )
     if theirs and ours and len(ours) == stored and (classes is None or len(classes) == stored):
         for name in sorted(theirs.keys() & ours.keys()):
             if theirs[name] != ours[name]:

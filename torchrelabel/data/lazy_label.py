@@ -26,11 +26,15 @@ class LazyLabel:
     Args:
         label: Gives the label map of what the image shows by then, or a soft label; called once.
         pooling: How to pool a map, or None for the map itself.
+        finish: What is done to the pooled label.
     """
 
-    def __init__(self, label: Callable[[], Tensor], pooling: LabelPooling | None) -> None:
+    def __init__(
+        self, label: Callable[[], Tensor], pooling: LabelPooling | None, finish: Callable[[Tensor], Tensor]
+    ) -> None:
         self.label = label
         self.pooling = pooling
+        self.finish = finish
 
 
 def pool_together(labels: list[Any], pooling: LabelPooling) -> None:
@@ -51,10 +55,13 @@ def resolved(labels: Sequence[Any]) -> list[Any]:
     waiting = [place for place, label in enumerate(given) if isinstance(label, LazyLabel)]
     if waiting:
         pooling = given[waiting[0]].pooling
+        finish = [given[place].finish for place in waiting]
         for place in waiting:
             given[place] = given[place].label()
         if pooling is not None:
             pool_together(given, pooling)
+        for place, finished in zip(waiting, finish, strict=True):
+            given[place] = finished(given[place])
     return given
 
 
