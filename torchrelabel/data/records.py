@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["label_map_of"]
 
+_WHOLE = (0.0, 0.0, 1.0, 1.0)
+
 
 def label_map_of(
     record: LabelRecord,
@@ -32,15 +34,17 @@ def label_map_of(
             the image (``record.coverage``), the map's own view box is in fractions of that part, and reaches past it
             where the image does.
     """
-    x1, y1, x2, y2 = record.coverage
-    width, height = x2 - x1, y2 - y1
-    whole_image = ViewBox(-x1 / width, -y1 / height, (1 - x1) / width, (1 - y1) / height)
+    if record.coverage != _WHOLE:
+        x1, y1, x2, y2 = record.coverage
+        width, height = x2 - x1, y2 - y1
+        whole_image = ViewBox(-x1 / width, -y1 / height, (1 - x1) / width, (1 - y1) / height)
+        view_box = whole_image.compose(view_box)
     return LabelMap._unchecked(
         torch.from_numpy(record.scores),
         torch.from_numpy(record.classes),
         None if record.residual is None else torch.from_numpy(record.residual),
         header.num_classes,
         (int(canvas_size[0]), int(canvas_size[1])),
-        whole_image.compose(view_box),
+        view_box,
         header.score_kind,
     )
