@@ -82,6 +82,15 @@ class Stream(IterableDataset[Any]):
         raise AssertionError("nobody needs to read it")
 
 
+def test_paths_on_this_machine_are_no_part_of_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Hugging Face's image folders name their images so; a store has to work on another machine."""
+    make_folder(tmp_path / "birds", ["a/x.png", "b.c/y.png"])
+    names: list[str | None] = [str(tmp_path / "birds" / name) for name in ("a/x.png", "b.c/y.png")]
+    dataset = ImageDataset(str(tmp_path), reader=Unnamed(names))
+    monkeypatch.setattr("timm.data.dataset_factory.create_dataset", lambda *args, **options: dataset)
+    assert read_dataset("hfds/x").keys == ["a/x.png", "b.c/y.png"]
+
+
 @pytest.mark.parametrize(
     ("dataset", "error", "words"),
     [

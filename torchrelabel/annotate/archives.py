@@ -42,7 +42,7 @@ def read_dataset(name: str, root: str | os.PathLike[str] | None = None, split: s
     """Find the images of a data set by the name under which timm knows it.
 
     The keys are those that :class:`~torchrelabel.LabelMapDataset` looks up when it wraps the same data set: names in
-    the archive.
+    the archive. Where these are whole paths on this machine, their common folders are left out.
 
     Args:
         name: ``"hfds/..."``; empty for a tar file, or a folder of them.
@@ -63,8 +63,7 @@ def read_dataset(name: str, root: str | os.PathLike[str] | None = None, split: s
             f"have no keys. Use a folder, a tar file or hfds/."
         )
     numbers: dict[str, int] = {}
-    for number in range(len(dataset)):
-        key = reader_key(reader, number)
+    for number, key in enumerate(_below_one_folder([reader_key(reader, number) for number in range(len(dataset))])):
         if key in numbers:
             raise ValueError(
                 f"Images {numbers[key]} and {number} of {name!r} are both called {key!r}, and a label map is found by "
@@ -72,3 +71,11 @@ def read_dataset(name: str, root: str | os.PathLike[str] | None = None, split: s
             )
         numbers[key] = number
     return ImagesRead(Path(root or name), sorted(numbers), class_indices(dataset), [], reader, numbers)
+
+
+def _below_one_folder(names: list[str]) -> list[str]:
+    """Names without the folders that all of them begin with, if these are folders of this machine."""
+    common = os.path.commonpath([os.path.dirname(name) for name in names]) if names else ""
+    if not common or not os.path.isdir(os.path.join(os.sep, common)):
+        return names
+    return [name[len(common) + 1 :] for name in names]
