@@ -1,9 +1,11 @@
 """check: maps held to a model whose answers are known, and to boxes."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from torch.testing import assert_close
@@ -20,6 +22,7 @@ from tests.check.colours import (
 from torchrelabel import LabelPooling, LabelStore, LabelStoreWriter, MissingLabelMap, ViewBox
 from torchrelabel.check import check
 from torchrelabel.check.crops import draw_crops, pool_crops
+from torchrelabel.check.words import words
 from torchrelabel.data.records import label_map_of
 
 
@@ -165,3 +168,72 @@ def test_the_figures_survive_json(painted):
     figures = json.loads(json.dumps(report.figures(), allow_nan=False))
     assert figures["verdict"] == "as stored" and figures["overlap"]["crops"] == 1200
     assert figures["commuting"]["commutes"] is True
+
+
+# Faults that are no swapped axes.
+
+
+def test_maps_of_other_images_by_the_same_model_are_a_fault(painted, tmp_path):
+    """Each map under the key of the next image: as many votes for either order, and still nothing is right."""
+    maps = LabelStore(painted / "maps.lmdb")
+    keys = list(maps)
+    header = maps.header
+    with LabelStoreWriter(
+        tmp_path / "shifted", num_classes=C, top_k=3, residual=True, annotator=header.annotator
+    ) as writer:
+        for key, other in zip(keys, keys[1:] + keys[:1], strict=True):
+            writer.put(key, maps[other].scores, maps[other].classes, maps[other].residual)
+    report = check(tmp_path / "shifted", painted / "data", model=colour_annotator(), crops=24)
+    assert len(report.faults) == 1
+    assert report.faults[0].startswith("The weights and settings are those that made the store, and only ")
+    assert "FAULT: The weights" in words(report)
+
+
+def test_maps_of_the_model_itself_are_no_fault(painted):
+    assert run(painted, model=colour_annotator(), crops=24).faults == []
+
+
+def test_maps_of_another_model_are_no_fault(painted):
+    """They may differ as much as models do."""
+    assert run(painted, model=colour_annotator(gain=-8.0), crops=24).faults == []
+
+
+def test_boxes_of_another_data_set_are_noticed_before_any_crop_is_looked_at(painted, tmp_path):
+    (tmp_path / "n1.xml").write_text("<annotation/>")
+    said = r"None of the 12 images in .* has boxes in .*: those of '.*picture \d+\.png' would be in picture \d+\.xml"
+    with pytest.raises(FileNotFoundError, match=said):
+        run(painted, boxes=tmp_path, model=colour_annotator(), progress=None)
+
+
+def test_boxes_drawn_on_an_image_of_another_shape_are_noted(painted, tmp_path):
+    shutil.copytree(painted / "boxes", tmp_path / "boxes")
+    first = min(path for path in (tmp_path / "boxes").rglob("*.xml"))
+    text = first.read_text()
+    assert "<width>70</width><height>42</height>" in text.replace("\n", "").replace(" ", "")
+    first.write_text(text.replace("<height>42", "<height>70"))
+    notes = run(painted, store="blocks.lmdb", boxes=tmp_path / "boxes").notes
+    assert [note[:50] for note in notes] == ["1 of 12 images have another shape than their XML fi"[:50]]
+
+
+def test_images_that_were_made_smaller_have_the_shape_of_their_boxes(painted):
+    assert run(painted, store="blocks.lmdb", boxes=painted / "boxes").overlap.other_shapes == ()
+
+
+def test_crops_that_miss_every_box_have_a_confidence_of_their_own(painted, tmp_path):
+    overlap = run(painted, store="blocks.lmdb", boxes=painted / "boxes").overlap
+    assert (overlap.confidence_without is None) == (overlap.no_overlap == 0)
+
+
+@pytest.mark.parametrize(("made_by", "expected"), [("resnet10t", 64), ("resnet18", 176)])
+def test_the_stores_size_is_only_for_the_model_that_made_it(painted, tmp_path, made_by, expected):
+    model = timm.create_model("resnet10t", num_classes=C)
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    maps = LabelStore(painted / "maps.lmdb")
+    description = {"model": made_by, "image_size": 64}
+    with LabelStoreWriter(tmp_path / "maps", num_classes=C, top_k=3, residual=True, annotator=description) as writer:
+        for key, record in maps.items():
+            writer.put(key, record.scores, record.classes, record.residual)
+    options = {"model": "resnet10t", "checkpoint": tmp_path / "weights.pth", "device": "cpu", "crops": 2}
+    report = check(tmp_path / "maps", painted / "data", **options)
+    assert report.image_size == expected
+    assert f"squashed to {expected} px" in words(report)

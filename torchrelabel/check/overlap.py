@@ -19,6 +19,8 @@ from torchrelabel.store import LabelStore
 
 BINS = 50  # of IoU, 0.02 wide, as in the paper's figures
 
+_SQUASHED = 0.03  # a difference in W : H beyond the rounding of images that were made smaller
+
 
 @dataclass(frozen=True)
 class Overlap:
@@ -29,10 +31,12 @@ class Overlap:
         boxes: How many boxes they have.
         crops: Random crops drawn of them.
         no_overlap: Share of the crops with IoU = 0.
+        confidence_without: Their mean confidence; None if there are none.
         above_half: Share of the crops with IoU > 0.5.
         cdf: Share of the crops with an IoU below 0.02, 0.04, ..., 1.
         counts: Crops with an IoU in 0-0.02, 0.02-0.04, ...
         confidence: Their mean confidence, the largest share of the pooled label; None where there are no crops.
+        other_shapes: Images whose shape (W : H) is not the one in their XML file.
         unknown: Boxes whose class is not among the store's, so that their cells are not looked at.
         votes: How many of the cells in an image's boxes have the class of the box on top, in both orders.
     """
@@ -41,10 +45,12 @@ class Overlap:
     boxes: int
     crops: int
     no_overlap: float
+    confidence_without: float | None
     above_half: float
     cdf: tuple[float, ...]
     counts: tuple[int, ...]
     confidence: tuple[float | None, ...]
+    other_shapes: tuple[str, ...]
     unknown: int
     votes: tuple[Vote, ...]
 
@@ -80,6 +86,7 @@ def compare_boxes(
         The figures; None if no image has boxes.
     """
     images = boxes_seen = unknown = 0
+    other_shapes: list[str] = []
     overlaps, confidences = [torch.empty(0)], [torch.empty(0)]
     votes: list[Vote] = []
     for key in keys:
@@ -103,6 +110,8 @@ def compare_boxes(
             broken[key] = reason_of(error)
             continue
         images += 1
+        if boxes.size is not None and abs(boxes.size[0] * image.height / (boxes.size[1] * image.width) - 1) > _SQUASHED:
+            other_shapes.append(key)
         boxes_seen += len(boxes.names)
         size = torch.tensor([image.width, image.height, image.width, image.height])
         drawn = draw_crops(image.height, image.width, crops, seed=seed, key=key)
@@ -126,10 +135,12 @@ def compare_boxes(
         boxes_seen,
         len(overlap),
         float((overlap == 0).double().mean()),
+        float(confidence[overlap == 0].mean()) if (overlap == 0).any() else None,
         float((overlap > 0.5).double().mean()),
         tuple((counts.cumsum(0) / len(overlap)).tolist()),
         tuple(counts.tolist()),
         tuple(float(total / count) if count else None for total, count in zip(sums, counts, strict=True)),
+        tuple(other_shapes),
         unknown,
         tuple(votes),
     )

@@ -39,7 +39,9 @@ class Report:
         broken: Images of the sample that could not be used, with the reason.
         bad_xml: Files of boxes that were refused, with the reason.
         notes: What else is worth knowing.
+        faults: What is certainly wrong, besides axes that are swapped.
         model: Name of the annotator; None without one.
+        image_size: Side in pixels to which images and crops were squashed for it.
         commuting: Whether its head gives the same before and after pooling.
         bands: Agreement by area of the crop.
         folder: Agreement with the folders' labels.
@@ -56,7 +58,9 @@ class Report:
     broken: dict[str, str] = field(default_factory=dict)
     bad_xml: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
     model: str | None = None
+    image_size: int | None = None
     commuting: Commuting | None = None
     bands: tuple[Band, ...] = ()
     folder: FolderAgreement | None = None

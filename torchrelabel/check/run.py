@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterable
+from pathlib import PurePosixPath
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ import torch
 from torchrelabel.annotate import Annotator
 from torchrelabel.annotate.images import ImagesFound, find_images
 from torchrelabel.check.agreement import compare_crops
-from torchrelabel.check.boxes import BoxFolder
+from torchrelabel.check.boxes import BoxFolder, OddXml
 from torchrelabel.check.crops import pool_crops
 from torchrelabel.check.orientation import orientation
 from torchrelabel.check.overlap import compare_boxes
@@ -22,6 +23,9 @@ from torchrelabel.errors import DamagedRecord
 from torchrelabel.store import LabelStore, StoreHeader
 
 CROPS_AN_IMAGE = 100  # of the box analyses, as in the paper
+
+# Rounding in the store, and bfloat16, may exchange classes that are nearly equal; no more than that.
+_SAME_CELLS = 0.9
 
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
@@ -49,7 +53,8 @@ def check(
         model: A model of timm's by name, or an annotator. If left out while ``checkpoint`` is given, the one that the
             store names.
         checkpoint: Weights for ``model``.
-        image_size: Side to which crops are squashed; that of the store if None, or else the model's own.
+        image_size: Side to which crops are squashed. If None, that of the store if the model is the one that made it,
+            and the model's own if it is another.
         device: Where the model runs; CUDA where there is one, if None.
         batch_size: Crops per forward pass.
         boxes: Folder of XML files with boxes, as ImageNet and Pascal VOC have them.
@@ -65,7 +70,7 @@ def check(
         ValueError: If there is neither a model nor boxes, a number is not positive, or the model has another number of
             classes than the store.
         MissingLabelMap: If the store has no label map of any image in the folder, naming the nearest keys.
-        FileNotFoundError: If there is no such folder, or no image or no XML file in it.
+        FileNotFoundError: If there is no such folder, no image or no XML file in it, or no XML file of any image.
     """
     if model is None and checkpoint is None and boxes is None:
         raise ValueError("There is nothing to hold the label maps to. Give model=, checkpoint= or boxes=.")
@@ -81,11 +86,14 @@ def check(
     random.Random(seed).shuffle(keys)
     table, report.folder_unknown = _class_table(header)
     evidence = []
+    box_folder = None if boxes is None else _box_folder(boxes, data, keys, found)
 
     if model is not None or checkpoint is not None:
         annotator = _annotator(model, checkpoint, image_size, device, header)
         report.model = annotator.name
-        report.notes += _differences(annotator, header)
+        differences = _differences(annotator, header)
+        report.image_size = annotator.image_size
+        report.notes += differences
         sample = keys[:crops]
         # As evenly as whole numbers allow.
         share, rest = divmod(crops, len(sample))
@@ -102,19 +110,24 @@ def check(
         if agreement is not None:
             report.bands, report.commuting = agreement.bands, agreement.commuting
             evidence.append(orientation("crops", agreement.votes))
-            evidence.append(orientation("cells", agreement.cell_votes))
+            cells = orientation("cells", agreement.cell_votes)
+            evidence.append(cells)
+            if cells is not None and not differences and cells.score_as_stored < _SAME_CELLS:
+                report.faults.append(
+                    f"The weights and settings are those that made the store, and only {cells.score_as_stored:.1%} of "
+                    f"the cells have the model's top class: these maps were changed, or are of other images."
+                )
         top_classes = {} if agreement is None else agreement.top_classes
         report.folder = _folder_agreement(store, top_classes, top_classes, table, report.broken)
     else:
         report.folder = _folder_agreement(store, keys[:crops], None, table, report.broken)
 
-    if boxes is not None:
-        folder = BoxFolder(boxes, found.keys)
+    if boxes is not None and box_folder is not None:
         report.overlap = compare_boxes(
             store,
             data,
             progress(keys, min(len(keys), box_images), "boxes"),
-            folder,
+            box_folder,
             # A name that the store gives to a class is as certain as a folder's.
             {**{name: index for index, name in enumerate(header.class_names or ())}, **table},
             limit=box_images,
@@ -127,6 +140,12 @@ def check(
             report.notes.append(f"None of the images has boxes in {os.fspath(boxes)!r} that can be used.")
         else:
             evidence.append(orientation("boxes", report.overlap.votes))
+            if report.overlap.other_shapes:
+                report.notes.append(
+                    f"{len(report.overlap.other_shapes)} of {report.overlap.images} images have another shape than "
+                    f"their XML files say, the first {report.overlap.other_shapes[0]!r}. Unless they were squashed, "
+                    f"their boxes are of other images."
+                )
             if report.overlap.unknown:
                 report.notes.append(
                     f"{report.overlap.unknown} of {report.overlap.boxes} boxes are of a class that the store does not "
@@ -136,6 +155,26 @@ def check(
     if report.folder is None and not report.folder_unknown:
         report.folder_unknown = "no image of the sample lies in a folder that the store names"
     return report
+
+
+def _box_folder(
+    boxes: str | os.PathLike[str], data: str | os.PathLike[str], keys: list[str], found: ImagesFound
+) -> BoxFolder:
+    """The folder of boxes, of which at least one is of one of the images: known before the first crop is looked at."""
+    folder = BoxFolder(boxes, found.keys)
+
+    def has_file(key: str) -> bool:
+        try:
+            return folder.file_of(key) is not None
+        except OddXml:
+            return True
+
+    if not any(map(has_file, keys)):
+        raise FileNotFoundError(
+            f"None of the {len(keys)} images in {os.fspath(data)!r} has boxes in {os.fspath(boxes)!r}: those of "
+            f"{keys[0]!r} would be in {PurePosixPath(keys[0]).stem}.xml. Give the folder of this data set's XML files."
+        )
+    return folder
 
 
 def _with_map(store: LabelStore, found: ImagesFound) -> list[str]:
@@ -171,8 +210,11 @@ def _annotator(
         name = header.annotator.get("model") if model is None else model
         if not isinstance(name, str):
             raise ValueError("The store does not name the model that made it. Give model= beside the checkpoint.")
-        size = header.annotator.get("image_size") if image_size is None else image_size
-        model = Annotator.from_timm(name, checkpoint=checkpoint, image_size=size, device=device)
+        model = Annotator.from_timm(name, checkpoint=checkpoint, image_size=image_size, device=device)
+        size = header.annotator.get("image_size")
+        # The store's size is right for the model that made it, and no other: a name may also be an alias.
+        if image_size is None and model.name == header.annotator.get("model") and size not in (None, model.image_size):
+            model = Annotator.from_timm(name, checkpoint=checkpoint, image_size=size, device=device)
     if model.num_classes != header.num_classes:
         raise ValueError(
             f"{model.name} has {model.num_classes} classes and the label maps have {header.num_classes}, so they "

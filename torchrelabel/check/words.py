@@ -28,6 +28,7 @@ def words(report: Report) -> str:
     if report.overlap is not None:
         lines += ["", *_overlap(report.overlap)]
     lines += ["", *_orientation(report)]
+    lines += [f"FAULT: {fault}" for fault in report.faults]
     if report.without_map:
         lines += ["", f"{report.without_map} images have no label map (torchrelabel verify --data lists them)."]
     lines += _listed("images could not be used:", report.broken)
@@ -41,8 +42,8 @@ def _agreement(report: Report) -> list[str]:
     residual = report.bands[0].kl_residual is not None
     titles = ["area of crop", "crops", "KL", "top-1", *(["KL res.", "top-1 res."] if residual else [])]
     lines = [
-        f"Pooled label against {report.model}'s own prediction on the crop; KL(model || label) in nats"
-        + (", res.: with fill='residual'" if residual else ""),
+        f"Pooled label against {report.model}'s own prediction on the crop, squashed to {report.image_size} px; "
+        "KL(model || label) in nats" + (", res.: with fill='residual'" if residual else ""),
         _row([*titles, "transposed", "whole label"]),
     ]
     for band in report.bands:
@@ -63,7 +64,8 @@ def _overlap(overlap: Overlap) -> list[str]:
     lines = [
         f"{overlap.crops} random crops of {overlap.images} images with {overlap.boxes} boxes; "
         f"IoU is the largest over an image's boxes (the paper does not say which it takes)",
-        f"  IoU = 0:    {overlap.no_overlap:6.1%}   paper: {paper.NO_OVERLAP:.0%} (its first bin, IoU below .020)",
+        f"  IoU = 0:    {overlap.no_overlap:6.1%}   paper: {paper.NO_OVERLAP:.0%} (its first bin, IoU below .020)"
+        + ("" if overlap.confidence_without is None else f"; confidence {overlap.confidence_without:.3f}"),
         f"  IoU > 0.5:  {overlap.above_half:6.1%}   paper: {paper.ABOVE_HALF:.1%} (its bin ends at .510; at .5 exactly "
         f"its figure gives about {paper.ABOVE_HALF_EXACT:.1%})",
         _row(["IoU", "crops", "confidence", "paper"]),

@@ -20,7 +20,12 @@ from torchrelabel.cli import DONE_WITH_LOSSES, FAILED
 @click.argument("data", type=click.Path())
 @click.option("--model", metavar="NAME", help="The annotator, by timm's name. [default: the store's, if --checkpoint]")
 @click.option("--checkpoint", type=click.Path(), help="Its weights: a .safetensors file, or one of torch.save's.")
-@click.option("--image-size", type=int, metavar="PX", help="Side to which crops are squashed. [default: the store's]")
+@click.option(
+    "--image-size",
+    type=int,
+    metavar="PX",
+    help="Side to which crops are squashed. [default: the store's, or the model's]",
+)
 @click.option("--boxes", metavar="DIR", type=click.Path(), help="XML files with boxes, as ImageNet's or Pascal VOC's.")
 @click.option("--crops", default=1000, show_default=True, help="Random crops that the model looks at, in all.")
 @click.option("--box-images", default=1000, show_default=True, help="Images whose boxes are looked at, at most.")
@@ -36,7 +41,8 @@ def check(store: str, data: str, plot: str | None, as_json: bool, **options: Any
     top class of the cells in a box is held to the class of the box. Both are repeated with the axes of the maps
     exchanged, which gives a verdict on their orientation.
 
-    Exit status: 0 done, 1 the axes are swapped, 3 done, but images or boxes could not be used.
+    Exit status: 0 done, 1 the axes are swapped or the maps are not the model's, 3 done, but images or boxes could not
+    be used.
     """
     if options["model"] is None and options["checkpoint"] is None and options["boxes"] is None:
         raise click.UsageError("There is nothing to hold the label maps to. Give --model, --checkpoint or --boxes.")
@@ -59,7 +65,7 @@ def check(store: str, data: str, plot: str | None, as_json: bool, **options: Any
 
         draw_report(report).savefig(plot, dpi=120)
         click.echo(f"Figures drawn in {plot}.", err=True)
-    if report.verdict == "swapped":
+    if report.verdict == "swapped" or report.faults:
         sys.exit(FAILED)
     if report.losses:
         sys.exit(DONE_WITH_LOSSES)
