@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from timm.data import create_dataset, create_loader
 from torch.utils.data import DataLoader
 from torchvision import transforms as v1
 from torchvision.datasets import ImageFolder
@@ -74,9 +75,19 @@ def make_maps(images: Path, store: Path) -> None:
             writer.put(path.relative_to(images).as_posix(), scores, classes.repeat(5, 1).repeat(5, 2), residual)
 
 
-def throughput(dataset: Any, workers: int) -> float:
+def torch_loader(dataset: Any, workers: int) -> Any:
+    return DataLoader(dataset, batch_size=64, num_workers=workers, shuffle=True, drop_last=True)
+
+
+def timm_loader(dataset: Any, workers: int) -> Any:
+    """As timm's train.py has it: uint8 images, collated by timm, normalised by its prefetcher."""
+    return create_loader(
+        dataset, (3, 224, 224), 64, is_training=True, color_jitter=0.0, num_workers=workers, device=torch.device("cpu")
+    )
+
+
+def throughput(loader: Any) -> float:
     """Images a second of one pass, the start of the workers not counted."""
-    loader = DataLoader(dataset, batch_size=64, num_workers=workers, shuffle=True, drop_last=True)
     batches = iter(loader)
     next(batches)
     start = time.perf_counter()
@@ -139,19 +150,24 @@ def main() -> None:
             for name, pipeline in (("v1", V1), ("v2", V2))
         }
         plain = {"v1": ImageFolder(images, transform=V1), "v2": ImageFolder(images, transform=V2)}
-        for name, dataset, without in (
-            ("v1, followed", followed["v1"], plain["v1"]),
-            ("v2, followed", followed["v2"], plain["v2"]),
-            ("v2, joint", joint, plain["v2"]),
+        timms = [
+            LabelMapDataset(create_dataset("", str(images)), store, num_classes=1000),
+            create_dataset("", str(images)),
+        ]
+        for name, dataset, without, loader in (
+            ("v1, followed", followed["v1"], plain["v1"], torch_loader),
+            ("v2, followed", followed["v2"], plain["v2"], torch_loader),
+            ("v2, joint", joint, plain["v2"], torch_loader),
+            ("timm, prefetcher", *timms, timm_loader),
         ):
             speeds = []
             for pair in range(arguments.pairs):
                 order = (dataset, without) if pair % 2 else (without, dataset)  # neither always goes first
-                first, second = (throughput(each, arguments.workers) for each in order)
+                first, second = (throughput(loader(each, arguments.workers)) for each in order)
                 speeds.append((first, second) if pair % 2 else (second, first))
             ratios = [ours / theirs for ours, theirs in speeds]
             print(
-                f"{name:14} {statistics.median(s for s, _ in speeds):6.0f} images/s with maps, "
+                f"{name:16} {statistics.median(s for s, _ in speeds):6.0f} images/s with maps, "
                 f"{statistics.median(s for _, s in speeds):6.0f} without, ratio {statistics.median(ratios):.3f} "
                 f"({min(ratios):.3f} to {max(ratios):.3f})"
             )
