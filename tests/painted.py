@@ -58,6 +58,16 @@ def paint(folder: Path, *, each: int = 1, suffix: str = ".png", classes: int = C
     return Painted(root, store, list(blocks), blocks)
 
 
+def maps_of_the_folders(painted: Painted) -> Path:
+    """Write a store whose label maps say the class of an image's folder in every cell."""
+    path = painted.root.parent / "folders.lmdb"
+    with LabelStoreWriter(path, num_classes=C, top_k=1, score_kind="probability") as writer:
+        for key in painted.keys:
+            classes = np.full((1, ROWS, COLUMNS), int(key[:3]))
+            writer.put(key, np.ones(classes.shape, np.float32), classes)
+    return path
+
+
 def picture(blocks: Any) -> Image.Image:
     """The painted image of a grid of classes, W x H pixels."""
     return Image.fromarray(COLOURS[enlarged(blocks, BLOCK)])

@@ -21,7 +21,7 @@ from timm.loss import LabelSmoothingCrossEntropy
 from timm.utils import random_seed
 from torch.nn.functional import cross_entropy, one_hot
 
-from tests.painted import COLUMNS, ROWS, WRONG, C, Painted, label_error, paint
+from tests.painted import WRONG, C, Painted, label_error, maps_of_the_folders, paint
 from torchrelabel import LabelMapDataset, LabelStoreWriter, MissingLabelMap
 from torchrelabel.data import timm_soft_targets
 from torchrelabel.data.timm_soft_targets import accept_soft_targets
@@ -74,13 +74,7 @@ def painted(tmp_path_factory: pytest.TempPathFactory) -> Painted:
 
 @pytest.fixture(scope="module")
 def folder_maps(painted: Painted) -> Path:
-    """Label maps that say the folder's class in every cell."""
-    path = painted.root.parent / "folder.lmdb"
-    with LabelStoreWriter(path, num_classes=C, top_k=1, score_kind="probability") as writer:
-        for key in painted.keys:
-            classes = np.full((1, ROWS, COLUMNS), int(key[:3]))
-            writer.put(key, np.ones(classes.shape, np.float32), classes)
-    return path
+    return maps_of_the_folders(painted)
 
 
 @pytest.mark.parametrize("name", OPTIONS)

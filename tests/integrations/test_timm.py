@@ -7,13 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import timm.data
 from timm.data.distributed_sampler import RepeatAugSampler
 
-from tests.painted import COLUMNS, ROWS, C, Painted, paint
-from torchrelabel import LabelStoreWriter
+from tests.painted import C, Painted, maps_of_the_folders, paint
 from torchrelabel.errors import StoreError
 from torchrelabel.integrations.timm import check_arguments, run_script, training_datasets_wrapped
 
@@ -28,13 +26,7 @@ def painted(tmp_path_factory: pytest.TempPathFactory) -> Painted:
 
 @pytest.fixture(scope="module")
 def folder_maps(painted: Painted) -> Path:
-    """Label maps that say the folder's class in every cell."""
-    path = painted.root.parent / "folder.lmdb"
-    with LabelStoreWriter(path, num_classes=C, top_k=1, score_kind="probability") as writer:
-        for key in painted.keys:
-            classes = np.full((1, ROWS, COLUMNS), int(key[:3]))
-            writer.put(key, np.ones(classes.shape, np.float32), classes)
-    return path
+    return maps_of_the_folders(painted)
 
 
 def losses(painted: Painted, launcher: list[str], *options: str) -> dict[int, list[float]]:
