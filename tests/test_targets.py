@@ -198,7 +198,7 @@ def test_soft_labels_of_several_crops_are_refused(images: torch.Tensor) -> None:
 
 
 def test_labels_that_are_no_tensor_are_refused(images: torch.Tensor) -> None:
-    with pytest.raises(TypeError, match="Labels are a tensor.*got list"):
+    with pytest.raises(TypeError, match=r"Labels are a tensor.*got list"):
         mix_soft(v2.MixUp(num_classes=C))(images, [1] * B)  # type: ignore[arg-type]
 
 

@@ -104,16 +104,16 @@ def test_labels_are_lists_of_floats_as_collate_functions_make_tensors_of(painted
 
 
 FORMS = {
-    "a tensor": (torch.tensor, torch.Tensor),
-    "a list of tensors": (lambda labels: [torch.tensor(label) for label in labels], torch.Tensor),
-    "an array": (np.array, np.ndarray),
-    "a list": (list, list),
+    "a tensor": (torch.tensor, torch.Tensor, torch.Tensor),
+    "a list of tensors": (lambda labels: [torch.tensor(label) for label in labels], list, torch.Tensor),
+    "an array": (np.array, np.ndarray, np.ndarray),
+    "a list": (list, list, list),
 }
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_labels_are_in_the_form_that_the_function_gives_them(form: str, painted: Painted) -> None:
-    make, kind = FORMS[form]
+    make, kind, kind_of_each = FORMS[form]
 
     def fn(batch: dict[str, Any]) -> dict[str, Any]:
         pixels = torch.stack([AUGMENT(image.convert("RGB")) for image in batch["image"]])
@@ -121,7 +121,8 @@ def test_labels_are_in_the_form_that_the_function_gives_them(form: str, painted:
 
     result = relabel_transform(fn, painted.store)(decoded(painted, 3))
     assert result["pixel_values"].shape == (3, 3, 32, 48)
-    assert all(isinstance(label, kind) and len(label) == C for label in result["labels"])
+    assert isinstance(result["labels"], kind)
+    assert all(isinstance(label, kind_of_each) and len(label) == C for label in result["labels"])
     assert error({"pixel_values": result["pixel_values"], "label": result["labels"]}) <= WRONG
 
 
@@ -268,10 +269,15 @@ def test_several_crops_of_an_image_are_refused(painted: Painted) -> None:
 def test_a_crop_after_the_image_became_a_tensor_is_refused(painted: Painted) -> None:
     augment = transforms.Compose([AUGMENT, transforms.CenterCrop(24)])
     fn = lambda batch: {**batch, "pixel_values": [augment(image) for image in batch["image"]]}  # noqa: E731
-    with pytest.raises(
-        CropNotSeen, match=r"got an image of 24 x 24 pixels \(H x W\), and the one last seen had 32 x 48"
-    ):
+    with pytest.raises(CropNotSeen, match=r"an image of 24 x 24 pixels \(H x W\), and the one last seen had 32 x 48"):
         relabel_transform(fn, painted.store)(decoded(painted, 1))
+
+
+def test_a_flip_after_the_image_became_a_tensor_is_refused_for_a_grid_of_labels(painted: Painted) -> None:
+    augment = transforms.Compose([AUGMENT, lambda image: image.flip(-1)])
+    fn = lambda batch: {**batch, "pixel_values": [augment(image) for image in batch["image"]]}  # noqa: E731
+    with pytest.raises(CropNotSeen, match="an image that was flipped"):
+        relabel_transform(fn, painted.store, pooling=LabelPooling((3, 5)))(decoded(painted, 1))
 
 
 def test_a_function_that_drops_the_label_is_refused(painted: Painted) -> None:
@@ -386,3 +392,54 @@ def test_a_batch_without_labels_is_named(logits: torch.Tensor) -> None:
 def test_a_model_without_logits_is_named(soft: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="needs the logits"):
         model_loss(soft)
+
+
+# with transformers
+
+SMALL = {
+    "vit": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
+            "image_size": 32, "patch_size": 16},
+    "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]},
+    "convnext": {"num_stages": 2, "hidden_sizes": [8, 16], "depths": [1, 1]},
+}  # fmt: skip
+
+
+def small_model(kind: str) -> Any:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.AutoConfig.for_model(kind, num_labels=C, **SMALL[kind])
+    torch.manual_seed(0)
+    return transformers.AutoModelForImageClassification.from_config(config)
+
+
+@pytest.mark.filterwarnings("default")  # those of another library
+@pytest.mark.parametrize("kind", SMALL)
+def test_a_model_of_transformers_calls_its_loss(kind: str, soft: torch.Tensor) -> None:
+    model = small_model(kind).eval()
+    model.loss_function = model_loss
+    pixels = torch.rand(6, 3, 32, 32)
+    logits = model(pixels).logits
+    torch.testing.assert_close(model(pixels, labels=soft).loss, mean_loss(logits, soft))
+    torch.testing.assert_close(model(pixels, labels=torch.arange(6)).loss, cross_entropy(logits, torch.arange(6)))
+    assert model.config.problem_type is None
+
+
+@pytest.mark.filterwarnings("default")
+def test_trainer_logs_the_same_with_accumulated_gradients(tmp_path: Path) -> None:
+    """A model that tells Trainer's count to its loss: there the unmodified loss is right, too."""
+    pytest.importorskip("accelerate")
+    transformers = pytest.importorskip("transformers")
+    images = torch.rand(12, 3, 32, 32)
+    logs = []
+    for labels, loss in ((torch.arange(12) % C, None), (one_hot(torch.arange(12) % C, C).float(), soft_loss)):
+        options = transformers.TrainingArguments(
+            str(tmp_path), gradient_accumulation_steps=3, per_device_train_batch_size=2, logging_steps=1,
+            num_train_epochs=2, report_to="none", save_strategy="no", use_cpu=True, disable_tqdm=True,
+            remove_unused_columns=False, dataloader_pin_memory=False,
+        )  # fmt: skip
+        data = [{"pixel_values": image, "labels": label} for image, label in zip(images, labels, strict=True)]
+        collate = lambda rows: {name: torch.stack([row[name] for row in rows]) for name in rows[0]}  # noqa: E731
+        trainer = transformers.Trainer(small_model("vit"), options, collate, data, compute_loss_func=loss)
+        trainer.train()
+        logs.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert logs[1] == pytest.approx(logs[0], rel=1e-5)
+    assert len(logs[0]) == 4

@@ -147,6 +147,8 @@ class LabelMapDataset(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         image, label, target, *rest = self._load(self._from_start(index))
+        if isinstance(label, partial):
+            label = label()
         if self.pooling is not None and isinstance(label, LabelMap):
             label = self.pooling(label)
         return (image, self._blended(label, target), *rest)
@@ -163,7 +165,7 @@ class LabelMapDataset(Dataset[Any]):
         keys = [self._key_at(index) for index in indices]
         ahead = [(key, self.label_maps.get(key)) for key in keys]
         items = [self._load(index, *read) for index, read in zip(indices, ahead, strict=True)]
-        labels = [label for _, label, *_ in items]
+        labels = [label() if isinstance(label, partial) else label for _, label, *_ in items]
         if self.pooling is not None:
             pool_together(labels, self.pooling)
         return [
@@ -180,7 +182,7 @@ class LabelMapDataset(Dataset[Any]):
         return index + len(self)
 
     def _load(self, index: int, key: str | None = None, record: Any = None) -> Any:
-        """An item, with the label map of its view where there is one to pool, followed by the dataset's own target.
+        """An item, with the label map of its view, or what makes it, followed by the dataset's own target.
 
         ``key`` and ``record`` are those of the image asked for, where they were looked up before.
         """
@@ -268,12 +270,12 @@ class LabelMapDataset(Dataset[Any]):
             label = label_map.seen_through(label_map.view_box, label.canvas_size)
         return image, label
 
-    def _followed(self, image: Any, record: Any, sample: LoadingSample) -> tuple[Any, LabelMap]:
-        """Run the dataset's own pipeline and find out what it left to be seen."""
+    def _followed(self, image: Any, record: Any, sample: LoadingSample) -> tuple[Any, partial[LabelMap]]:
+        """Run the dataset's own pipeline and find out what it left to be seen, and how to make a label map of that."""
         if self._crop == "full":
             if self.transform is not None:
                 image = self.transform(image)
-            return image, self._map(record, size_of(image) or (1, 1), ViewBox())
+            return image, partial(self._map, record, size_of(image) or (1, 1), ViewBox())
         if self.transform is not None:
             if isinstance(image, PIL.Image.Image):
                 image = TrackedImage.of(image, sample)
@@ -285,7 +287,9 @@ class LabelMapDataset(Dataset[Any]):
             sample.check_unmoved(image, "The end of the pipeline")  # here the label depends on flips after the crop too
         else:
             sample.check_size(image, "The end of the pipeline")
-        label_map = self._map(record, size_of(image) or size_of(sample.image) or (1, 1), sample.view.box)
+        canvas_size = size_of(image) or size_of(sample.image) or (1, 1)
+        # Made when all images of a batch are there: between two of them the same work takes several times as long.
+        label_map = partial(self._map, record, canvas_size, sample.view.box)
         return image.plain() if isinstance(image, TrackedImage) else image, label_map
 
     def _late(self, key: str, target: Any, sample: LoadingSample) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from functools import cache
@@ -33,6 +33,9 @@ WAYS_OUT = (
 # What torchvision, timm and their users call the steps that take a part of an image or add to it.
 _CROPS = re.compile("Crop|Pad|ZoomOut")
 
+_COMPOSE = (v1.Compose, v2.Compose)
+_LISTS = (torch.nn.Sequential, torch.nn.ModuleList)
+
 # Worker threads of one process load different samples: each sees its own.
 _current: ContextVar[LoadingSample | None] = ContextVar("torchrelabel_loading_sample", default=None)
 
@@ -55,6 +58,9 @@ class View:
     cropped: bool
 
 
+_WHOLE = View(ViewBox(), cropped=False)
+
+
 class LoadingSample:
     """The view of one sample while its pipeline runs, told by a TrackedImage or by RandomResizedCropWithLabelMap.
 
@@ -68,7 +74,7 @@ class LoadingSample:
     """
 
     def __init__(self) -> None:
-        self.view = View(ViewBox(), cropped=False)
+        self.view = _WHOLE
         self.image: Any = None
         self.branched = False
         self.read: list[Callable[[], str]] = []
@@ -103,7 +109,8 @@ class LoadingSample:
         for step in _steps(pipeline):
             crops, given = self._crops, image
             image = step(image)
-            if getattr(image, "sample", None) is self:  # a TrackedImage: it knows best what it shows
+            if not isinstance(image, Tensor) and getattr(image, "sample", None) is self:
+                # A TrackedImage: it knows best what it shows.
                 self.view, self.image, self.branched = image.view, image, False
             elif self._crops == crops and image is not self.image and not self.branched and _is_crop(step):
                 kind = "a PIL image" if isinstance(given, PIL.Image.Image) else type(given).__name__
@@ -192,21 +199,29 @@ def short(pipeline: Any) -> str:
     return text if len(text) <= 300 else text[:297] + "..."
 
 
-def _steps(pipeline: Any) -> Iterator[Callable[[Any], Any]]:
+def _steps(pipeline: Any) -> list[Callable[[Any], Any]]:
     """What a pipeline calls one after the other. A subclass of Compose may do more than that, and is one step."""
-    if type(pipeline) in (v1.Compose, v2.Compose):
-        for step in pipeline.transforms:
-            yield from _steps(step)
-    else:
-        yield pipeline
+    if type(pipeline) not in _COMPOSE:
+        return [pipeline]
+    steps: list[Callable[[Any], Any]] = []
+    for step in pipeline.transforms:
+        if type(step) in _COMPOSE:
+            steps += _steps(step)
+        else:
+            steps.append(step)
+    return steps
 
 
 def _is_crop(step: Any) -> bool:
     """Whether a step, or one within it, is named as one that crops or pads."""
     if _named_as_crop(step.__class__):
         return True
+    # An attribute that a module lacks takes it long to look for, and this is done for each step of each sample.
+    known = getattr(step, "__dict__", {})
+    if "_modules" in known and "transforms" not in known and "transforms" not in known["_modules"]:
+        return isinstance(step, _LISTS) and any(map(_is_crop, step))
     inner = getattr(step, "transforms", step)
-    return isinstance(inner, (list, tuple, torch.nn.Sequential, torch.nn.ModuleList)) and any(map(_is_crop, inner))
+    return isinstance(inner, (list, tuple, *_LISTS)) and any(map(_is_crop, inner))
 
 
 @cache
