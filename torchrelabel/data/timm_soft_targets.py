@@ -154,7 +154,9 @@ def _mixed(mixing: Tensor, rows: Tensor, mixer: Any, smoothing: float) -> Tensor
             f"{type(mixer).__name__} was made for {mixer.num_classes} classes, and the labels have {rows.shape[1]}. "
             f"Train a model with as many outputs as the label maps have classes (--num-classes {rows.shape[1]})."
         )
-    return mixing.to(rows.dtype) @ _smoothed(rows, smoothing)
+    # timm before 1.0.24 mixes half batches in double precision.
+    dtype = torch.promote_types(mixing.dtype, rows.dtype)
+    return mixing.to(dtype) @ _smoothed(rows, smoothing).to(dtype)
 
 
 def _smoothed(rows: Tensor, smoothing: float) -> Tensor:
