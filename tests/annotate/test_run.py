@@ -241,6 +241,13 @@ def test_a_folder_name_that_is_not_utf_8_is_annotated(tmp_path: Path, store: Pat
     assert list(LabelStore(store)) == ["\udcff/x.png"]
 
 
+def test_a_store_among_the_class_folders_is_pointed_out(folder: Path, tmp_path: Path) -> None:
+    """ImageFolder takes it for a class without images, and stops."""
+    (note,) = run(folder, folder / "maps.lmdb").notes
+    assert note.startswith("maps.lmdb will lie among the class folders, and ImageFolder would take it for one of them")
+    assert run(folder, tmp_path / "maps.lmdb").notes == []
+
+
 def test_a_second_run_on_one_output_is_refused(folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torchrelabel.store.writer._SECONDS_FOR_ORPHANS_TO_END", 0.1)
     with LabelStoreWriter(store, num_classes=4, top_k=2, residual=True), pytest.raises(StoreInUse):

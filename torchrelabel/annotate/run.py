@@ -177,6 +177,11 @@ def annotate(
     say = _Notes(summary, loud=progress and rank.rank == 0)
     for path, reason in found.problems:
         say(f"Not looked into: {path} ({reason})")
+    if found.class_to_idx and os.path.realpath(output.absolute().parent) == os.path.realpath(found.root):
+        say(
+            f"{output.name} will lie among the class folders, and ImageFolder would take it for one of them: move it "
+            f"elsewhere before training, or write it elsewhere with -o."
+        )
 
     if isinstance(model, Annotator):
         annotator = model
