@@ -1,16 +1,18 @@
 """What label maps cost a training loader: images a second with them, over the same without.
 
-    python benchmarks/loader.py                    # 400 JPEGs of 500 x 375, two workers, 11 pairs of runs
-    python benchmarks/loader.py --images 100 --pairs 3
+    python benchmarks/loader.py                    # 1600 JPEGs of 500 x 375, two workers, 11 pairs of runs
+    python benchmarks/loader.py --images 640 --pairs 3
 
 The images are smooth noise with grain, about 100 KB each as those of ImageNet; the maps are 15 x 15 x 5 of 1000 classes
 with a residual. Runs with and without maps alternate, and the ratio is the median of those of the pairs, so that what
-else the machine does meanwhile strikes both alike. Afterwards, in one process: where the time of a sample goes.
+else the machine does meanwhile strikes both alike. Workers make that ratio vary by several hundredths; the same batches
+loaded in turn in this one process give a steadier one. At the end: where the time of a sample goes.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import statistics
 import tempfile
 import time
@@ -79,11 +81,17 @@ def torch_loader(dataset: Any, workers: int) -> Any:
     return DataLoader(dataset, batch_size=64, num_workers=workers, shuffle=True, drop_last=True)
 
 
-def timm_loader(dataset: Any, workers: int) -> Any:
-    """As timm's train.py has it: uint8 images, collated by timm, normalised by its prefetcher."""
+def timm_loader(dataset: Any, workers: int, color_jitter: float = 0.4) -> Any:
+    """As timm's train.py has it unless told otherwise: uint8 images, collated by timm, normalised by its prefetcher."""
+    device = torch.device("cpu")
     return create_loader(
-        dataset, (3, 224, 224), 64, is_training=True, color_jitter=0.0, num_workers=workers, device=torch.device("cpu")
+        dataset, (3, 224, 224), 64, True, color_jitter=color_jitter, num_workers=workers, device=device
     )
+
+
+def timm_loader_bare(dataset: Any, workers: int) -> Any:
+    """The same without colour jitter: nothing but a crop and a flip."""
+    return timm_loader(dataset, workers, color_jitter=0.0)
 
 
 def throughput(loader: Any) -> float:
@@ -93,6 +101,28 @@ def throughput(loader: Any) -> float:
     start = time.perf_counter()
     count = sum(len(labels) for _, labels in batches)
     return count / (time.perf_counter() - start)
+
+
+def in_one_process(with_maps: Any, without: Any, make_loader: Callable[..., Any]) -> tuple[float, float]:
+    """Microseconds a sample without maps, and what they add: lower quartiles of 15 turns, a mean over five batches."""
+    order = torch.randperm(len(without)).tolist()
+    times = np.zeros((2, 5, 15))
+    loaders = [make_loader(dataset, 0) for dataset in (without, with_maps)]
+    for turn in range(15):
+        for batch in range(5):
+            indices = order[batch * 64 : batch * 64 + 64]
+            for which in (0, 1) if (turn + batch) % 2 else (1, 0):
+                dataset = loaders[which].dataset
+                torch.manual_seed(batch)
+                random.seed(batch)
+                start = time.perf_counter()
+                fetch = getattr(dataset, "__getitems__", None)
+                getattr(loaders[which], "loader", loaders[which]).collate_fn(
+                    fetch(indices) if fetch else [dataset[index] for index in indices]
+                )
+                times[which, batch, turn] = (time.perf_counter() - start) / 64 * 1e6
+    plain, ours = np.percentile(times, 25, axis=2).mean(1)
+    return float(plain), float(ours - plain)
 
 
 def microseconds(work: Callable[[], Any], calls: int = 200, repeats: int = 7) -> float:
@@ -159,6 +189,7 @@ def main() -> None:
             ("v2, followed", followed["v2"], plain["v2"], torch_loader),
             ("v2, joint", joint, plain["v2"], torch_loader),
             ("timm, prefetcher", *timms, timm_loader),
+            ("timm, no jitter", *timms, timm_loader_bare),
         ):
             speeds = []
             for pair in range(arguments.pairs):
@@ -170,6 +201,11 @@ def main() -> None:
                 f"{name:16} {statistics.median(s for s, _ in speeds):6.0f} images/s with maps, "
                 f"{statistics.median(s for _, s in speeds):6.0f} without, ratio {statistics.median(ratios):.3f} "
                 f"({min(ratios):.3f} to {max(ratios):.3f})"
+            )
+            alone, added = in_one_process(dataset, without, loader)
+            print(
+                f"{'':16} in one process {alone:.0f} us a sample, {added:.0f} more with maps, "
+                f"ratio {alone / (alone + added):.3f}"
             )
         for part, time_taken in parts_of_a_sample(images, store).items():
             print(f"{part:20} {time_taken:8.1f} us a sample")

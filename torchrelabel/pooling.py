@@ -28,8 +28,9 @@ class LabelPooling(nn.Module):
     """Pool label maps over the part of the image in view, and turn the pooled scores into a soft label.
 
     RoIAlign is linear in the map and separable in x and y. One ``roi_align`` call for the whole batch gives the weight
-    of every row of cells and a second one that of every column, their product is the weight of each cell, and one
-    ``scatter_add`` of the weighted scores gives the pooled ones: the dense map of ``C`` channels is never built.
+    of every row and of every column of cells (two calls, where a grid is not square), their product is the weight of
+    each cell, and one ``scatter_add`` of the weighted scores gives the pooled ones: the dense map of ``C`` channels is
+    never built.
 
     Args:
         output_size: 1 for one label an image, or ``(gh, gw)`` for a label for each token of a grid on the canvas,
@@ -230,24 +231,29 @@ def _cell_weights(label_maps: LabelMap | LabelMapBatch, output_size: tuple[int, 
     if isinstance(label_maps, LabelMapBatch):
         b = len(label_maps)
         x1, y1, x2, y2 = label_maps.view_boxes.float().unbind(1)
-        down, across = _parts(y1, y2, h, gh), _parts(x1, x2, w, gw)
+        if h == w and gh == gw:  # both axes at once: half as many operations on a few numbers each
+            parts = _parts(torch.cat([y1, x1]), torch.cat([y2, x2]), h, gh)
+        else:
+            parts = torch.cat([_parts(y1, y2, h, gh), _parts(x1, x2, w, gw)])
     else:
         b = 1
         x1, y1, x2, y2 = label_maps.view_box
         # In plain Python, as a dozen operations on tensors of one number would take longer than all the rest.
         ends = _parts_of_one(y1, y2, h, gh) + _parts_of_one(x1, x2, w, gw)
-        parts = [(0, low, 0, high, 1) for low, high in ends]
-        both = torch.tensor(parts, dtype=torch.float32, device=label_maps.device)
-        down, across = both[:gh], both[gh:]
-    rows = _weights_along(down, h).reshape(b, gh, 1, h, 1)
-    columns = _weights_along(across, w).reshape(b, 1, gw, 1, w)
-    return (rows * columns).reshape(b, gh * gw, h * w)
+        boxes = [(0, low, 0, high, 1) for low, high in ends]
+        parts = torch.tensor(boxes, dtype=torch.float32, device=label_maps.device)
+    if h == w:
+        weights = _weights_along(parts, h)
+        rows, columns = weights[: b * gh], weights[b * gh :]
+    else:
+        rows, columns = _weights_along(parts[: b * gh], h), _weights_along(parts[b * gh :], w)
+    return (rows.reshape(b, gh, 1, h, 1) * columns.reshape(b, 1, gw, 1, w)).reshape(b, gh * gw, h * w)
 
 
 def _parts(first: Tensor, last: Tensor, cells: int, bins: int) -> Tensor:
-    """What each of ``bins`` tokens shows along one axis, as boxes in a strip of cells: ``[B * bins, 5]``.
+    """What each of ``bins`` tokens shows along one axis, as boxes in a strip of cells: ``[N * bins, 5]``.
 
-    Index of the strip (there is but one), x1, y1, x2, y2. The ends of the views, ``[B]``, are fractions of the image.
+    Index of the strip (there is but one), x1, y1, x2, y2. The ends of the views, ``[N]``, are fractions of the image.
     Where a token shows nothing, its box has no width.
     """
     shares = torch.linspace(0, 1, bins + 1, device=first.device)

@@ -139,7 +139,15 @@ def test_crop_full_pools_the_whole_image_whatever_is_cropped(painted: Painted) -
     torch.testing.assert_close(label, torch.from_numpy(np.bincount(blocks.ravel(), minlength=C) / blocks.size).float())
 
 
-@pytest.mark.parametrize("transform", [v1.ToTensor(), v1.Compose([v1.ToTensor(), v1.RandomCrop(40)]), v1.FiveCrop(20)])
+@pytest.mark.parametrize(
+    "transform",
+    [
+        v1.ToTensor(),
+        v1.Compose([v1.ToTensor(), v1.RandomCrop(40)]),
+        v1.Compose([RandomResizedCropWithLabelMap(20), v1.ToTensor()]),
+        v1.FiveCrop(20),
+    ],
+)
 def test_crop_full_takes_pipelines_whose_crop_cannot_be_seen(painted: Painted, transform: Any) -> None:
     _, label = LabelMapDataset(folder(painted, transform), painted.store, crop="full")[0]
     blocks = painted.blocks[painted.keys[0]]

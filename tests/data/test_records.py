@@ -1,11 +1,13 @@
 """Records as label maps: the frame of a map that covers only a part of its image."""
 
 import numpy as np
+import pytest
 import torch
 from torch.testing import assert_close
 
-from torchrelabel import LabelPooling, ViewBox
-from torchrelabel.data.records import label_map_of
+from torchrelabel import LabelMapBatch, LabelPooling, ViewBox
+from torchrelabel.data.lazy_label import pool_together
+from torchrelabel.data.records import SeenRecord, label_map_of
 from torchrelabel.store import LabelRecord, StoreHeader
 
 HEADER = StoreHeader(num_classes=4, top_k=1, score_kind="probability")
@@ -41,3 +43,36 @@ def test_what_lies_outside_the_covered_part_is_not_invented():
     assert_close(whole, torch.tensor([0.5, 0.5, 0.0, 0.0]))
     nothing = LabelPooling()(label_map_of(record, HEADER, (11, 17), ViewBox(0.8, 0, 1.0, 1)))
     assert_close(nothing, torch.full((4,), 0.25))
+
+
+def some_records(grid, count, residual):
+    rng = np.random.default_rng(7)
+    scores = -np.sort(-rng.normal(size=(count, 2, *grid)).astype(np.float32), 1)
+    classes = rng.permuted(np.tile(np.arange(2, dtype=np.int32)[:, None, None], (1, *grid)), axis=0)
+    boxes = [(0.0, 0.0, 1.0, 1.0), (0.25, 0.0, 0.75, 1.0)] * count
+    left = rng.normal(size=grid).astype(np.float32) if residual else None
+    return [LabelRecord(one, classes + i % 3, left, boxes[i]) for i, one in enumerate(scores)]
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_records_are_stacked_as_their_label_maps_are(residual):
+    header = StoreHeader(num_classes=4, top_k=2, residual=residual)
+    seen = [
+        SeenRecord(record, header, (11, 17 + i), ViewBox(0.1 * i, 0.2, 1.0, 0.9))
+        for i, record in enumerate(some_records((3, 5), 4, residual))
+    ]
+    batch, expected = SeenRecord.stack(seen), LabelMapBatch.stack([label_map_of(*one) for one in seen])
+    assert batch == expected
+    assert batch.canvas_sizes == ((11, 17), (11, 18), (11, 19), (11, 20))
+
+
+def test_records_of_several_grids_label_maps_and_labels_are_pooled_in_their_places():
+    header = StoreHeader(num_classes=4, top_k=2)
+    small, large = some_records((3, 5), 2, False), some_records((4, 4), 2, False)
+    seen = [SeenRecord(record, header, (11, 17), ViewBox(0.3, 0.2, 1.0, 0.9)) for record in (*small, *large)]
+    label = torch.full((4,), 0.25)
+    labels = [seen[0], seen[2], label, label_map_of(*seen[1]), seen[3]]
+    pool_together(labels, LabelPooling())
+    expected = [LabelPooling()(label_map_of(*seen[i])) for i in (0, 2, 1, 3)]
+    assert labels[2] is label
+    assert_close(torch.stack([*labels[:2], *labels[3:]]), torch.stack(expected))

@@ -45,7 +45,8 @@ def main():
     os.write(sys.stdout.fileno(), f"{line}\n".encode())  # at once: the ranks share the pipe
     (_, label), *_ = val
     assert isinstance(label, int), "the validation set keeps its class indices"
-    print("script", os.path.basename(sys.argv[0]), file=sys.stderr)
+    # In one write, so that the lines of two ranks stay apart.
+    sys.stderr.write(f"script {os.path.basename(sys.argv[0])}\n")
     if distributed:
         torch.distributed.destroy_process_group()
 

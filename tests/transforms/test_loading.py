@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from tests.painted import COLOURS, picture
 from torchrelabel import CropNotSeen, RandomResizedCropWithLabelMap, ViewBox
 from torchrelabel.data.tracked_image import TrackedImage
-from torchrelabel.transforms._loading import LoadingSample, View, loading_sample, size_of
+from torchrelabel.transforms._loading import LoadingSample, View, loading_sample, same_box, size_of, steps_of
 
 BLOCKS = np.random.default_rng(0).integers(0, 7, (3, 5))
 LEFT = ViewBox(0, 0, 0.5, 1)
@@ -65,8 +65,8 @@ def test_each_thread_loads_its_own_sample() -> None:
 
 def test_a_chain_of_views_has_one_branch() -> None:
     sample = LoadingSample()
-    first = sample.follow(sample.view, LEFT, "a", crop=True)
-    sample.follow(first, RIGHT, "b", crop=False)
+    first = sample.follow(sample.view, lambda _: LEFT, "a", crop=True)
+    sample.follow(first, lambda _: RIGHT, "b", crop=False)
     assert not sample.branched
     assert sample.view.box == RIGHT
     assert sample.view.cropped
@@ -75,8 +75,8 @@ def test_a_chain_of_views_has_one_branch() -> None:
 def test_two_views_of_one_image_are_branches() -> None:
     sample = LoadingSample()
     whole = sample.view
-    sample.follow(whole, LEFT, "a", crop=True)
-    sample.follow(whole, RIGHT, "b", crop=True)
+    sample.follow(whole, lambda _: LEFT, "a", crop=True)
+    sample.follow(whole, lambda _: RIGHT, "b", crop=True)
     assert sample.branched
 
 
@@ -84,13 +84,13 @@ def test_two_crops_are_branches_even_if_the_first_showed_everything() -> None:
     """Views were told apart by their boxes: a first crop that showed the whole image passed as no crop."""
     sample = LoadingSample()
     whole = sample.view
-    sample.follow(whole, ViewBox(), "a", crop=True)
-    sample.follow(whole, RIGHT, "b", crop=True)
+    sample.follow(whole, lambda _: ViewBox(), "a", crop=True)
+    sample.follow(whole, lambda _: RIGHT, "b", crop=True)
     assert sample.branched
 
 
 def test_views_are_told_apart_by_identity() -> None:
-    assert View(LEFT, cropped=True) != View(LEFT, cropped=True)
+    assert View(None, same_box, cropped=True) != View(None, same_box, cropped=True)
 
 
 @pytest.mark.parametrize(
@@ -226,13 +226,13 @@ class Recorded(v1.Compose):
 def test_a_subclass_of_compose_is_called_as_a_whole() -> None:
     with LoadingSample() as sample:
         image = TrackedImage.of(picture(BLOCKS), sample)
-        assert sample.run(Recorded([v1.CenterCrop(20), v1.ToTensor()]), image).max() == 2
+        assert sample.run(steps_of(Recorded([v1.CenterCrop(20), v1.ToTensor()])), image).max() == 2
 
 
 @pytest.mark.parametrize("step", [v1.Pad(4), v1.RandomCrop(24, padding=4), v2.RandomZoomOut(p=1), v1.CenterCrop(200)])
 def test_a_step_that_pads_is_named(step: Any) -> None:
     with LoadingSample() as sample, pytest.raises(CropNotSeen) as error:
-        sample.run(v1.Compose([v1.CenterCrop(80), step]), TrackedImage.of(picture(BLOCKS), sample))
+        sample.run(steps_of(v1.Compose([v1.CenterCrop(80), step])), TrackedImage.of(picture(BLOCKS), sample))
     assert str(error.value).startswith(f"{type(step).__name__}(")
     assert "got a PIL image and cropped or padded it" in str(error.value)
 
@@ -240,4 +240,6 @@ def test_a_step_that_pads_is_named(step: Any) -> None:
 def test_a_crop_within_a_container_is_looked_for() -> None:
     inner = torch.nn.Sequential(v1.RandomApply([v1.RandomCrop(24)], p=0))
     with LoadingSample() as sample, pytest.raises(CropNotSeen, match=r"^Sequential\(.* got Tensor and cropped"):
-        sample.run(v1.Compose([v1.CenterCrop(80), v1.ToTensor(), inner]), TrackedImage.of(picture(BLOCKS), sample))
+        sample.run(
+            steps_of(v1.Compose([v1.CenterCrop(80), v1.ToTensor(), inner])), TrackedImage.of(picture(BLOCKS), sample)
+        )

@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as F
 
 from torchrelabel.data.keys import Key, KeyPrefix, class_indices, find_key_prefix, key_of
 from torchrelabel.data.lazy_label import LazyLabel, pool_together
-from torchrelabel.data.records import label_map_of
+from torchrelabel.data.records import SeenRecord, label_map_of
 from torchrelabel.data.tell_tale_reader import TellTaleReader
 from torchrelabel.data.timm_soft_targets import accept_soft_targets
 from torchrelabel.data.tracked_image import TrackedImage
@@ -28,7 +28,7 @@ from torchrelabel.label_map import LabelMap
 from torchrelabel.pooling import LabelPooling
 from torchrelabel.store import LabelStore
 from torchrelabel.transforms import Finding, check_pipeline
-from torchrelabel.transforms._loading import WAYS_OUT, LoadingSample, short, size_of
+from torchrelabel.transforms._loading import LoadingSample, Steps, size_of, steps_of
 from torchrelabel.view_box import ViewBox
 
 __all__ = ["LabelMapDataset"]
@@ -146,25 +146,26 @@ class LabelMapDataset(Dataset[Any]):
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> Any:
-        image, label, target, *rest = self._load(self._from_start(index))
-        if isinstance(label, partial):
-            label = label()
-        if self.pooling is not None and isinstance(label, LabelMap):
-            label = self.pooling(label)
-        return (image, self._blended(label, target), *rest)
+        return self._items([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
-        """The items of a batch: what a DataLoader asks for.
-
-        Maps are read in one go and pooled in one go. Between images, whose pixels drive all else out of the processor's
-        caches, the same work takes about ten times as long (benchmarks/loader.py).
-        """
+        """The items of a batch: what a DataLoader asks for."""
         if type(self).__getitem__ is not LabelMapDataset.__getitem__:
             return [self[index] for index in indices]  # a subclass says what an item is
+        return self._items(indices)
+
+    def _items(self, indices: Sequence[int]) -> list[Any]:
+        """Load images; read their maps before, in one go, and make and pool those of their crops after, in one go.
+
+        Between images, whose pixels drive all else out of the processor's caches, the same work takes several times as
+        long.
+        """
+        self._check_one_pipeline()
         indices = [self._from_start(index) for index in indices]
         keys = [self._key_at(index) for index in indices]
-        ahead = [(key, self.label_maps.get(key)) for key in keys]
-        items = [self._load(index, *read) for index, read in zip(indices, ahead, strict=True)]
+        records = [self.label_maps.get(key) for key in keys]
+        steps = () if self.transform is None else steps_of(self.transform)
+        items = [self._load(*asked, steps) for asked in zip(indices, keys, records, strict=True)]
         labels = [label() if isinstance(label, partial) else label for _, label, *_ in items]
         if self.pooling is not None:
             pool_together(labels, self.pooling)
@@ -181,12 +182,11 @@ class LabelMapDataset(Dataset[Any]):
             raise IndexError(f"There are {len(self)} images in this dataset, asked for number {index}.")
         return index + len(self)
 
-    def _load(self, index: int, key: str | None = None, record: Any = None) -> Any:
-        """An item, with the label map of its view, or what makes it, followed by the dataset's own target.
+    def _load(self, index: int, key: str, record: Any, steps: Steps) -> Any:
+        """An item, with its label, or its label map, or what makes one of them, followed by the dataset's own target.
 
-        ``key`` and ``record`` are those of the image asked for, where they were looked up before.
+        ``key`` and ``record``, None for a missing one, are those of the image asked for.
         """
-        self._check_one_pipeline()
         with LoadingSample() as sample:
             item = self._dataset[index]
             if not isinstance(item, (tuple, list)) or len(item) < 2 or isinstance(item[1], PIL.Image.Image):
@@ -195,18 +195,21 @@ class LabelMapDataset(Dataset[Any]):
                     f"returned {_kinds(item)}."
                 )
             image, target, *rest = item
-            loaded = self._key_of_loaded(index, sample.read, key)
-            if self._timm and self.transform is None and self.transforms is None and self._crop == "auto":
-                image = TrackedImage.of(image, sample)
-                late = partial(self._late, loaded, target, sample)
-                return (image, LazyLabel(late, self.pooling, partial(self._blended, target=target)), target, *rest)
-            if loaded != key or record is None:
-                record = self._record(loaded)
+            found = partial(self._record_of_loaded, index, key, record, sample.read)
+            label: Any
             if self.transforms is not None:
-                image, label = self._jointly(image, record)
+                image, label = self._jointly(image, found(), target)
+            elif self._crop == "full":
+                image = image if self.transform is None else self.transform(image)
+                label = partial(self._label, found, target, image)
+            elif self._timm and self.transform is None:
+                image = TrackedImage.of(image, sample)
+                late = partial(self._label, found, target, None, sample)
+                label = LazyLabel(late, self.pooling, partial(self._blended, target=target))
             else:
-                image, label = self._followed(image, record, sample)
-        return (image, self._one_hot(target) if record is None else label, target, *rest)
+                image = self._followed(image, steps, sample)
+                label = partial(self._label, found, target, image, sample)
+        return (image, label, target, *rest)
 
     # Only what a script asks the dataset for by name. Dunder methods are looked up on the class and are not passed on:
     # the __getitems__ of a wrapped Subset, for one, would let a DataLoader fetch its hard labels.
@@ -225,28 +228,26 @@ class LabelMapDataset(Dataset[Any]):
                 "without a transform, or leave transforms= out and let its own be followed."
             )
 
-    def _key_of_loaded(self, index: int, read: Sequence[Callable[[], str]], asked: str | None) -> str:
-        """The key of the image that was loaded: the last of those ``read``, where the dataset tells."""
+    def _key_at(self, index: int) -> str:
+        """The key, in the store, of the image that an index asks for."""
+        return self._prefix(key_of(self._dataset, index, self._key))
+
+    def _record_of_loaded(self, index: int, key: str, record: Any, read: Sequence[Callable[[], str]]) -> Any:
+        """The record of the image that was loaded, None where a missing one is allowed.
+
+        That image is the last of those ``read``, where the dataset tells, and else the one asked for.
+        """
         if self._key is not None and len(read) > 1:
             raise ValueError(
                 f"{type(self._dataset).__name__} loaded another image in place of number {index}, which is broken, and "
                 f"key= does not know of it. Take the broken image out of the dataset, or leave key= out."
             )
-        if read and self._key is None:
-            return self._prefix(read[-1]())
-        return self._key_at(index) if asked is None else asked
+        loaded = self._prefix(read[-1]()) if read and self._key is None else key
+        if record is not None and loaded == key:
+            return record
+        return self.label_maps.get(loaded) if self._missing == "onehot" else self.label_maps[loaded]
 
-    def _key_at(self, index: int) -> str:
-        """The key, in the store, of the image that an index asks for."""
-        return self._prefix(key_of(self._dataset, index, self._key))
-
-    def _record(self, key: str) -> Any:
-        """The record of a key, None where a missing one is allowed."""
-        if self._missing == "onehot" and key not in self.label_maps:
-            return None
-        return self.label_maps[key]
-
-    def _jointly(self, image: Any, record: Any) -> tuple[Any, Any]:
+    def _jointly(self, image: Any, record: Any, target: Any) -> tuple[Any, Any]:
         """Transform an image and its map together; the label is a map still, or pooled by the pipeline itself."""
         assert self.transforms is not None
         label_map = self._map(record, F.get_size(image), ViewBox())
@@ -268,36 +269,45 @@ class LabelMapDataset(Dataset[Any]):
             if not isinstance(label, LabelMap):
                 raise ValueError("crop='full' pools the whole image after the pipeline: take PoolLabelMap() out of it.")
             label = label_map.seen_through(label_map.view_box, label.canvas_size)
-        return image, label
+        return image, self._one_hot(target) if record is None else label
 
-    def _followed(self, image: Any, record: Any, sample: LoadingSample) -> tuple[Any, partial[LabelMap]]:
-        """Run the dataset's own pipeline and find out what it left to be seen, and how to make a label map of that."""
-        if self._crop == "full":
-            if self.transform is not None:
-                image = self.transform(image)
-            return image, partial(self._map, record, size_of(image) or (1, 1), ViewBox())
-        if self.transform is not None:
-            if isinstance(image, PIL.Image.Image):
-                image = TrackedImage.of(image, sample)
-            else:
-                sample.image = image
-            image = sample.run(self.transform, image)
-        self._check_one_crop(sample)
+    def _followed(self, image: Any, steps: Steps, sample: LoadingSample) -> Any:
+        """Run the dataset's own pipeline while the sample finds out what it leaves to be seen."""
+        if isinstance(image, PIL.Image.Image) and steps:
+            image = TrackedImage.of(image, sample)
+        elif steps:
+            sample.image = image
+        image = sample.run(steps, image)
         if self.pooling is None or self.pooling.output_size != (1, 1):
-            sample.check_unmoved(image, "The end of the pipeline")  # here the label depends on flips after the crop too
-        else:
-            sample.check_size(image, "The end of the pipeline")
-        canvas_size = size_of(image) or size_of(sample.image) or (1, 1)
-        # Made when all images of a batch are there: between two of them the same work takes several times as long.
-        label_map = partial(self._map, record, canvas_size, sample.view.box)
-        return image.plain() if isinstance(image, TrackedImage) else image, label_map
+            # Here the label depends on flips after the crop too, and the pixels that tell are not kept.
+            sample.check_one_crop(self.transform)
+            sample.check_unmoved(image, _THE_END)
+        return image.plain() if isinstance(image, TrackedImage) else image
 
-    def _late(self, key: str, target: Any, sample: LoadingSample) -> Tensor:
-        """The label, or the label map, of what an image shows after the loader has transformed it."""
-        self._check_one_crop(sample)
-        record, canvas_size = self._record(key), size_of(sample.image) or (1, 1)
-        sample.image = None  # which knows this sample: a cycle
-        return self._one_hot(target) if record is None else self._map(record, canvas_size, sample.view.box)
+    def _label(
+        self, found: Callable[[], Any], target: Any, image: Any, sample: LoadingSample | None = None
+    ) -> Tensor | SeenRecord:
+        """The label map of what an image shows; its record, if it is to be pooled; or a one-hot label without a map.
+
+        Args:
+            found: Gives the record.
+            target: The dataset's own label.
+            image: None for one that the loader has transformed.
+            sample: What is known of the view, None for all of the image.
+        """
+        canvas_size, view_box = size_of(image), ViewBox()
+        if sample is not None:
+            sample.check_one_crop(self.transform)
+            sample.check_size(image, _THE_END)
+            canvas_size, view_box = canvas_size or sample.size, sample.view.box
+            sample.image = None  # a lazy label's, which knows this sample: a cycle
+        record, canvas_size = found(), canvas_size or (1, 1)
+        if record is None:
+            return self._one_hot(target)
+        if self.pooling is None or isinstance(record, LabelMap):
+            return self._map(record, canvas_size, view_box)
+        header = self.label_maps.header  # type: ignore[attr-defined] # a LabelStore
+        return SeenRecord(record, header, canvas_size, view_box)
 
     def _blended(self, label: Any, target: Any) -> Any:
         """A pooled label with its share of the one-hot one."""
@@ -308,18 +318,6 @@ class LabelMapDataset(Dataset[Any]):
 
     def _one_hot(self, target: Any) -> Tensor:
         return one_hot(torch.tensor(int(target)), self.num_classes).float()
-
-    def _check_one_crop(self, sample: LoadingSample) -> None:
-        if sample.branched:
-            raise CropNotSeen(
-                f"Several crops were taken of one image by {self._pipeline()}, so it is unknown which of them the "
-                f"label should be for. {WAYS_OUT}"
-            )
-        if not sample.view.cropped:
-            raise CropNotSeen(f"No crop was seen while {self._pipeline()} ran, so the label is unknown. {WAYS_OUT}")
-
-    def _pipeline(self) -> str:
-        return "the pipeline" if self.transform is None else f"the pipeline {short(self.transform)}"
 
     def _map(self, record: Any, canvas_size: Sequence[int], view_box: ViewBox) -> LabelMap:
         """The label map of a record, for an image that shows ``view_box``."""
@@ -352,6 +350,7 @@ class LabelMapDataset(Dataset[Any]):
             self.label_maps[missing[0]]
 
 
+_THE_END = "The end of the pipeline"
 _NO_MAP = LabelMap(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1, dtype=torch.long), num_classes=1, canvas_size=(1, 1))
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data._utils.collate import default_collate_fn_map
 
+from torchrelabel.data.records import SeenRecord
 from torchrelabel.label_map import LabelMap, LabelMapBatch
 from torchrelabel.pooling import LabelPooling
 
@@ -24,13 +25,13 @@ class LazyLabel:
     NaFlex turns all that goes wrong while a sample is loaded into a warning.
 
     Args:
-        label: Gives the label map of what the image shows by then, or a soft label; called once.
-        pooling: How to pool a map, or None for the map itself.
+        label: Gives the label map of what the image shows by then, a record to be pooled, or a soft label; called once.
+        pooling: How to pool it, or None for the map itself.
         finish: What is done to the pooled label.
     """
 
     def __init__(
-        self, label: Callable[[], Tensor], pooling: LabelPooling | None, finish: Callable[[Tensor], Tensor]
+        self, label: Callable[[], Tensor | SeenRecord], pooling: LabelPooling | None, finish: Callable[[Tensor], Tensor]
     ) -> None:
         self.label = label
         self.pooling = pooling
@@ -38,13 +39,15 @@ class LazyLabel:
 
 
 def pool_together(labels: list[Any], pooling: LabelPooling) -> None:
-    """Replace each label map in a list by its pooled label, all maps of one grid at once."""
+    """Replace each label map, or record, in a list by its pooled label, all those of one grid at once."""
     alike: dict[Any, list[int]] = {}
     for place, label in enumerate(labels):
-        if isinstance(label, LabelMap):
-            alike.setdefault((label.shape, label.residual is None), []).append(place)
-    for places in alike.values():
-        pooled = pooling(LabelMapBatch.stack([labels[place] for place in places]))
+        if isinstance(label, SeenRecord):
+            alike.setdefault((SeenRecord, label.record.scores.shape), []).append(place)
+        elif isinstance(label, LabelMap):
+            alike.setdefault((LabelMapBatch, label.shape, label.residual is None), []).append(place)
+    for (kind, *_), places in alike.items():
+        pooled = pooling(kind.stack([labels[place] for place in places]))
         for place, label in zip(places, pooled, strict=True):
             labels[place] = label
 

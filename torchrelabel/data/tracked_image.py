@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from PIL import Image
 
 from torchrelabel.errors import CropNotSeen
-from torchrelabel.transforms._loading import WAYS_OUT, LoadingSample, View
+from torchrelabel.transforms._loading import WAYS_OUT, LoadingSample, View, same_box
 from torchrelabel.view_box import ViewBox
 
 __all__ = ["TrackedImage"]
-
-_FLIPS = {
-    Image.Transpose.FLIP_LEFT_RIGHT: (True, False),
-    Image.Transpose.FLIP_TOP_BOTTOM: (False, True),
-    Image.Transpose.ROTATE_180: (True, True),
-}
 
 
 class TrackedImage(Image.Image):
@@ -59,7 +55,7 @@ class TrackedImage(Image.Image):
 
     def plain(self) -> Image.Image:
         """The same image, which no longer tells anything; it shares the pixels."""
-        plain = Image.Image()
+        plain = Image.Image.__new__(Image.Image)
         plain.__dict__.update(self.__dict__)
         del plain.__dict__["view"], plain.__dict__["sample"]
         return plain
@@ -75,18 +71,20 @@ class TrackedImage(Image.Image):
     # view.
     def copy(self) -> Image.Image:
         """A copy that shows the same."""
-        return self._showing_the_same(self.plain().copy())
+        return self._tracked(self.plain().copy(), self.view)
 
     def convert(self, *args: Any, **kwargs: Any) -> Image.Image:
         """The same view in another mode."""
-        return self._showing_the_same(self.plain().convert(*args, **kwargs))
+        return self._tracked(self.plain().convert(*args, **kwargs), self.view)
 
     def crop(self, box: tuple[float, float, float, float] | None = None) -> Image.Image:
         """The part within a box of pixels, (left, upper, right, lower); it may reach past the image."""
         if box is None:
             return self.copy()
-        left, upper, right, lower = (round(end) for end in box)
-        return self._showing(self.plain().crop(box), (left, upper, right, lower))
+        image = self.plain().crop(box)
+        if 0 in image.size:
+            return image  # nothing to see, and a pipeline that makes such an image fails by itself
+        return self._seen(image, partial(_of_whole_pixels, self.size, box), crop=True)
 
     def resize(
         self,
@@ -98,61 +96,70 @@ class TrackedImage(Image.Image):
         """The image, or the part within a box of pixels, at another size."""
         image = self.plain().resize(size, resample, box, reducing_gap)
         if box is None:
-            return self._seen(image, self.view_box)
-        return self._showing(image, box)
+            return self._seen(image, same_box)
+        return self._seen(image, partial(_of_pixels, self.size, box), crop=True)
 
     def thumbnail(self, *args: Any, **kwargs: Any) -> None:
         """Make this image itself smaller, in place."""
         plain = self.plain()
         plain.thumbnail(*args, **kwargs)
         self.__dict__.update(plain.__dict__)
-        self._seen(self, self.view_box)
+        self._seen(self, same_box)
 
     def transpose(self, method: Any) -> Image.Image:
         """A flip or a half turn is followed; a quarter turn exchanges the axes and ends the tracking."""
         image = self.plain().transpose(method)
-        if method not in _FLIPS:
-            return image
-        flip_x, flip_y = _FLIPS[method]
-        view_box = self.view_box.flip_x() if flip_x else self.view_box
-        return self._seen(image, view_box.flip_y() if flip_y else view_box)
+        return self._seen(image, _FLIPS[method]) if method in _FLIPS else image
 
     def transform(self, size: Any, method: Any, data: Any = None, *args: Any, **kwargs: Any) -> Image.Image:
         """An extent is a crop, perhaps a flipped one, and followed; anything else ends the tracking."""
         image = self.plain().transform(size, method, data, *args, **kwargs)
         if isinstance(method, Image.ImageTransformHandler) and hasattr(method, "getdata"):
             method, data = method.getdata()
-        return self._showing(image, data) if method == Image.Transform.EXTENT else image
+        if method != Image.Transform.EXTENT or data[0] == data[2] or data[1] == data[3]:
+            return image
+        return self._seen(image, partial(_of_pixels, self.size, data), crop=True)
 
-    def _showing(self, image: Image.Image, box: Any) -> Image.Image:
-        """Let an image show a box of pixels of this one."""
-        x1, y1, x2, y2 = box
-        if x1 == x2 or y1 == y2:
-            return image  # nothing to see, and a pipeline that makes such an image fails by itself
-        box_in_canvas = (x1 / self.width, y1 / self.height, x2 / self.width, y2 / self.height)
-        if self.view_box.hides(*box_in_canvas):
-            raise CropNotSeen(
-                f"A crop was cropped again, to {tuple(box)} of {self.width} x {self.height} pixels (W x H): it shows "
-                f"padding where the image goes on, which a label map cannot follow. {WAYS_OUT}"
-            )
-        return self._seen(image, self.view_box.crop(*box_in_canvas), crop=True)
+    def _seen(self, image: Any, step: Callable[[ViewBox], ViewBox], *, crop: bool = False) -> TrackedImage:
+        return self._tracked(image, self.sample.follow(self.view, step, image, crop=crop))
 
-    def _seen(self, image: Image.Image, view_box: ViewBox, *, crop: bool = False) -> Image.Image:
-        return self._tracked(image, self.sample.follow(self.view, view_box, image, crop=crop))
-
-    def _showing_the_same(self, image: Image.Image) -> Image.Image:
-        return self._tracked(image, self.view)
-
-    def _tracked(self, image: Image.Image, view: View) -> Image.Image:
+    def _tracked(self, image: Any, view: View) -> TrackedImage:
         image.__class__ = TrackedImage
-        assert isinstance(image, TrackedImage)
         image.view, image.sample = view, self.sample
-        return image
+        tracked: TrackedImage = image
+        return tracked
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The sample being loaded stays in its process: a pickled image is a plain one.
         return Image.Image, (), self.__getstate__()
 
+
+def _of_pixels(size: tuple[int, int], box: Sequence[float], view_box: ViewBox) -> ViewBox:
+    """What a box of pixels, xyxy, of an image of a size (W, H) shows, where the image shows ``view_box``."""
+    (x1, y1, x2, y2), (width, height) = box, size
+    box_in_canvas = (x1 / width, y1 / height, x2 / width, y2 / height)
+    if view_box.hides(*box_in_canvas):
+        raise CropNotSeen(
+            f"A crop was cropped again, to {tuple(box)} of {width} x {height} pixels (W x H): it shows padding where "
+            f"the image goes on, which a label map cannot follow. {WAYS_OUT}"
+        )
+    return view_box.crop(*box_in_canvas)
+
+
+def _of_whole_pixels(size: tuple[int, int], box: Sequence[float], view_box: ViewBox) -> ViewBox:
+    """The same for a box that PIL rounds."""
+    return _of_pixels(size, [round(end) for end in box], view_box)
+
+
+def _half_turn(view_box: ViewBox) -> ViewBox:
+    return view_box.flip_x().flip_y()
+
+
+_FLIPS = {
+    Image.Transpose.FLIP_LEFT_RIGHT: ViewBox.flip_x,
+    Image.Transpose.FLIP_TOP_BOTTOM: ViewBox.flip_y,
+    Image.Transpose.ROTATE_180: _half_turn,
+}
 
 # Attributes of an image opened from a file that belong to the open file.
 _OF_THE_FILE = ("fp", "tile", "im", "map", "decoderconfig", "decodermaxblock")

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from torchrelabel.data.lazy_label import pool_together
 from torchrelabel.data.records import label_map_of
 from torchrelabel.data.tracked_image import TrackedImage
-from torchrelabel.errors import CropNotSeen, MissingLabelMap
+from torchrelabel.errors import MissingLabelMap
 from torchrelabel.pooling import LabelPooling
 from torchrelabel.store import LabelStore
 from torchrelabel.transforms._loading import LoadingSample, short, size_of
@@ -264,26 +264,15 @@ class _Relabelled:
             made = {name: column for name, column in result.items() if column is not before.get(name)}
             leaves = [leaf for leaf in tree_flatten(made)[0] if leaf is not given]
             if not self.full:
-                self._check_one_crop(sample, leaves)
+                sample.check_one_crop(self.fn, _WAYS_OUT)
+                grid = self.pooling.output_size != (1, 1)  # of labels, which is flipped as the image is
+                (sample.check_unmoved if grid else sample.check_size)(leaves, "The end of the function")
             canvas_size, view_box = size_of(leaves) or (1, 1), ViewBox() if self.full else sample.view.box
         columns = tree_map(lambda leaf: stored if leaf is given else _untracked(leaf), dict(result))
         if record is None:
             index = torch.tensor(int(example[self.label_column]))
             return columns, nn_functional.one_hot(index, self.store.header.num_classes).float()
         return columns, label_map_of(record, self.store.header, canvas_size, view_box)
-
-    def _check_one_crop(self, sample: LoadingSample, leaves: list[Any]) -> None:
-        if sample.branched:
-            raise CropNotSeen(
-                f"{short(self.fn)} took several crops of one image, so it is unknown which of them the label should be "
-                f"for. {_WAYS_OUT}"
-            )
-        if not sample.view.cropped:
-            raise CropNotSeen(f"No crop was seen while {short(self.fn)} ran, so the label is unknown. {_WAYS_OUT}")
-        if self.pooling.output_size == (1, 1):
-            sample.check_size(leaves, "The end of the function")
-        else:
-            sample.check_unmoved(leaves, "The end of the function")  # a grid of labels is flipped as the image is
 
     def _record(self, example: dict[str, Any], path: str) -> Any:
         """The record of an example, None where a missing one is allowed."""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar, Token
-from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -23,7 +21,7 @@ from torchrelabel.errors import CropNotSeen
 from torchrelabel.label_map import LabelMap
 from torchrelabel.view_box import ViewBox
 
-__all__ = ["WAYS_OUT", "LoadingSample", "View", "loading_sample", "size_of"]
+__all__ = ["WAYS_OUT", "LoadingSample", "Steps", "View", "loading_sample", "same_box", "short", "size_of", "steps_of"]
 
 WAYS_OUT = (
     "Crop with RandomResizedCropWithLabelMap, pass a v2 pipeline as LabelMapDataset(..., transforms=), or say "
@@ -32,6 +30,9 @@ WAYS_OUT = (
 
 # What torchvision, timm and their users call the steps that take a part of an image or add to it.
 _CROPS = re.compile("Crop|Pad|ZoomOut")
+
+# What a pipeline calls one after the other, each with whether its name says that it crops or pads.
+Steps = Sequence[tuple[Callable[[Any], Any], bool]]
 
 _COMPOSE = (v1.Compose, v2.Compose)
 _LISTS = (torch.nn.Sequential, torch.nn.ModuleList)
@@ -45,20 +46,39 @@ def loading_sample() -> LoadingSample | None:
     return _current.get()
 
 
-@dataclass(frozen=True, eq=False)
 class View:
     """What an image shows. Two images share one View only if one is the other with its colours changed.
 
-    Attributes:
-        box: The part of the original.
-        cropped: Whether a crop led to it.
+    Args:
+        parent: What the image that this one was made of shows; None for an original.
+        step: The box of this image from that of its parent. It is called when the box is asked for: while a pipeline
+            works on pixels, which drive all else out of the processor's caches, each line of Python takes several times
+            as long as between batches.
+        cropped: Whether a crop led to this image.
     """
 
-    box: ViewBox
-    cropped: bool
+    __slots__ = ("_box", "_parent", "_step", "cropped")
+
+    def __init__(self, parent: View | None, step: Callable[[ViewBox], ViewBox], *, cropped: bool) -> None:
+        self._parent = parent
+        self._step = step
+        self._box: ViewBox | None = None
+        self.cropped = cropped
+
+    @property
+    def box(self) -> ViewBox:
+        """The part of the original."""
+        if self._box is None:
+            self._box = self._step(ViewBox() if self._parent is None else self._parent.box)
+        return self._box
 
 
-_WHOLE = View(ViewBox(), cropped=False)
+def same_box(view_box: ViewBox) -> ViewBox:
+    """The step of an image that was resized."""
+    return view_box
+
+
+_WHOLE = View(None, same_box, cropped=False)
 
 
 class LoadingSample:
@@ -68,7 +88,8 @@ class LoadingSample:
 
     Attributes:
         view: The latest view known.
-        image: The latest image known to show that view; its size and orientation are what later steps are held to.
+        image: The latest image known to show that view, None once the pipeline has run.
+        size: Its size (H, W), None if there is no such image.
         branched: Whether two views were taken of one image, so that nobody can tell which one was kept.
         read: What gives the key of each image that the dataset opened, where it tells; the last one was loaded.
     """
@@ -78,6 +99,7 @@ class LoadingSample:
         self.image: Any = None
         self.branched = False
         self.read: list[Callable[[], str]] = []
+        self._size: tuple[int, int] | None = None
         self._crops = 0
         self._token: Token[LoadingSample | None] | None = None
 
@@ -88,31 +110,37 @@ class LoadingSample:
     def __exit__(self, *_: object) -> None:
         assert self._token is not None
         _current.reset(self._token)
+        self._size = size_of(self.image)
         self.image = None  # it knows this sample: as a cycle, its pixels would wait for the garbage collector
 
-    def follow(self, parent: View, box: ViewBox, image: Any, *, crop: bool) -> View:
-        """Take note that ``image``, made from one that showed ``parent``, shows ``box``."""
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """See the class."""
+        return self._size if self.image is None else size_of(self.image)
+
+    def follow(self, parent: View, step: Callable[[ViewBox], ViewBox], image: Any, *, crop: bool) -> View:
+        """Take note that ``image``, made from one that showed ``parent``, shows what ``step`` makes of that."""
         if parent is not self.view:
             self.branched = True
         self._crops += crop
-        self.view, self.image = View(box, cropped=parent.cropped or crop), image
+        self.view, self.image = View(parent, step, cropped=parent.cropped or crop), image
         return self.view
 
-    def run(self, pipeline: Callable[[Any], Any], image: Any) -> Any:
-        """Run a pipeline on an image, each step of a ``Compose`` by itself.
+    def run(self, steps: Steps, image: Any) -> Any:
+        """Run the :func:`steps_of` a pipeline on an image.
 
         Raises:
             CropNotSeen: If a step whose name says that it crops or pads did so unseen, since the image is a tensor by
                 then, or since the step pads. An image of the expected size may come out of it, so this is the moment
                 to notice.
         """
-        for step in _steps(pipeline):
+        for step, is_crop in steps:
             crops, given = self._crops, image
             image = step(image)
             if not isinstance(image, Tensor) and getattr(image, "sample", None) is self:
                 # A TrackedImage: it knows best what it shows.
                 self.view, self.image, self.branched = image.view, image, False
-            elif self._crops == crops and image is not self.image and not self.branched and _is_crop(step):
+            elif is_crop and self._crops == crops and image is not self.image and not self.branched:
                 kind = "a PIL image" if isinstance(given, PIL.Image.Image) else type(given).__name__
                 raise CropNotSeen(
                     f"{short(step)} got {kind} and cropped or padded it in a way that could not be followed, so the "
@@ -120,6 +148,18 @@ class LoadingSample:
                     f"make a new image (ColorJitter, rotations, padding). {WAYS_OUT}"
                 )
         return image
+
+    def check_one_crop(self, pipeline: Any, ways_out: str = WAYS_OUT) -> None:
+        """Raise unless one crop was seen while a pipeline, None for an unknown one, ran."""
+        if not self.branched and self.view.cropped:
+            return
+        name = "the pipeline" if pipeline is None else f"the pipeline {short(pipeline)}"
+        if self.branched:
+            raise CropNotSeen(
+                f"Several crops were taken of one image by {name}, so it is unknown which of them the label should be "
+                f"for. {ways_out}"
+            )
+        raise CropNotSeen(f"No crop was seen while {name} ran, so the label is unknown. {ways_out}")
 
     def crop_untold(self, crop: Callable[..., Any], inputs: tuple[Any, ...]) -> Any:
         """Run a v2 crop on an image that may not know its own view, and take note of what it shows.
@@ -151,7 +191,7 @@ class LoadingSample:
             view_box=self.view.box,
         )
         cropped, probe = crop(image, probe)
-        self.follow(self.view, probe.view_box, cropped, crop=True)
+        self.follow(self.view, lambda _: probe.view_box, cropped, crop=True)
         return cropped
 
     def check_size(self, result: Any, by: str) -> None:
@@ -161,7 +201,7 @@ class LoadingSample:
             result: An image, or any structure of images.
             by: Who asks, for the message.
         """
-        was = size_of(self.image)
+        was = self.size
         if was is None:
             return
         for image in [result] if isinstance(result, Tensor) else tree_flatten(result)[0]:
@@ -199,32 +239,21 @@ def short(pipeline: Any) -> str:
     return text if len(text) <= 300 else text[:297] + "..."
 
 
-def _steps(pipeline: Any) -> list[Callable[[Any], Any]]:
-    """What a pipeline calls one after the other. A subclass of Compose may do more than that, and is one step."""
+def steps_of(pipeline: Any) -> Steps:
+    """The steps of a pipeline. A subclass of Compose may do more than call its transforms, and is one step."""
     if type(pipeline) not in _COMPOSE:
-        return [pipeline]
-    steps: list[Callable[[Any], Any]] = []
-    for step in pipeline.transforms:
-        if type(step) in _COMPOSE:
-            steps += _steps(step)
-        else:
-            steps.append(step)
-    return steps
+        return [(pipeline, _is_crop(pipeline))]
+    return [inner for step in pipeline.transforms for inner in steps_of(step)]
 
 
 def _is_crop(step: Any) -> bool:
     """Whether a step, or one within it, is named as one that crops or pads."""
     if _named_as_crop(step.__class__):
         return True
-    # An attribute that a module lacks takes it long to look for, and this is done for each step of each sample.
-    known = getattr(step, "__dict__", {})
-    if "_modules" in known and "transforms" not in known and "transforms" not in known["_modules"]:
-        return isinstance(step, _LISTS) and any(map(_is_crop, step))
     inner = getattr(step, "transforms", step)
     return isinstance(inner, (list, tuple, *_LISTS)) and any(map(_is_crop, inner))
 
 
-@cache
 def _named_as_crop(kind: type) -> bool:
     return any(_CROPS.search(base.__name__) for base in kind.__mro__)
 
