@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import gzip
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-from timm.data import ImageDataset
+from timm.data import ImageDataset, create_dataset
 from torch.utils.data import IterableDataset
 from torchvision import transforms as v1
 
 from tests.annotate.models import make_folder
+from tests.shards import add
 from torchrelabel import LabelMapDataset, LabelStore
 from torchrelabel.annotate import annotate
 from torchrelabel.annotate.archives import read_dataset
+from torchrelabel.data.label_map_stream import LabelMapStream
 
 # timm leaves the archives open that it reads.
 pytestmark = [
@@ -80,6 +84,62 @@ class Stream(IterableDataset[Any]):
 
     def __iter__(self) -> Any:
         raise AssertionError("nobody needs to read it")
+
+
+# --- shards ---
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Two shards in the way of WebDataset, with an image that has a smaller copy, a label alone, and odd names."""
+    make_folder(tmp_path / "birds", NAMES, size=(40, 30))
+    (tmp_path / "shards").mkdir()
+    for shard, names in enumerate((NAMES[:2], NAMES[2:])):
+        with tarfile.open(tmp_path / "shards" / f"train-{shard}.tar", "w") as tar:
+            add(tar, "__meta__", b"of no sample")
+            add(tar, f"only/a label {shard}.cls", b"0")
+            for name in names:
+                folder, _, file = name.partition("/")
+                stem, suffix = file.split(".", 1)
+                suffix = suffix.split(".")[-1]
+                add(tar, f"{folder}/{stem}.webp", b"not looked at, since there is a png or a jpg")
+                add(tar, f"{folder}/{stem}.{suffix.upper()}", (tmp_path / "birds" / name).read_bytes())
+                add(tar, f"{folder}/{stem}.cls", b"1")
+    return tmp_path / "shards"
+
+
+SHARDS: dict[str, Any] = {"dataset": "wds/birds", "split": "train-{0..1}.tar"}
+
+
+def test_shards_are_annotated_under_the_names_that_training_looks_up(shards: Path, tmp_path: Path) -> None:
+    summary = annotate(shards, tmp_path / "packed", **SHARDS, **OPTIONS)
+    assert (summary.annotated, summary.failed) == (3, [])
+    ours, theirs = LabelStore(tmp_path / "packed"), tmp_path / "unpacked"
+    assert set(ours) == {"001.a b/x.png", "001.a b/z.png", "b/ü.jpg"}
+    annotate(tmp_path / "birds", theirs, **OPTIONS)
+    assert (ours["b/ü.jpg"].scores == LabelStore(theirs)["b/ü.jpg"].scores).all()
+    images = create_dataset("wds/birds", root=str(shards), split="train-{0..1}.tar", is_training=False)
+    stream = LabelMapStream(images, tmp_path / "packed")
+    stream.transform = v1.Compose([v1.RandomResizedCrop(32), v1.ToTensor()])
+    assert [label.shape for _, label in stream] == [(1000,)] * 3
+    assert annotate(shards, tmp_path / "packed", **SHARDS, **OPTIONS).annotated == 0
+
+
+def test_shards_that_cannot_be_read_are_named(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"timm cannot read 'wds/birds', split 'train', in .*: split train not found"):
+        annotate(shards, tmp_path / "maps", **{**SHARDS, "split": "train"}, **OPTIONS)
+    with pytest.raises(FileNotFoundError, match=r"train-2\.tar"):
+        annotate(shards, tmp_path / "maps", **{**SHARDS, "split": "train-{0..2}.tar"}, **OPTIONS)
+    (shards / "train-1.tar").write_bytes(gzip.compress((shards / "train-1.tar").read_bytes()))
+    with pytest.raises(OSError, match=r"train-1\.tar cannot be read as a tar file without compression"):
+        annotate(shards, tmp_path / "maps", **SHARDS, **OPTIONS)
+    assert not (tmp_path / "maps").exists()
+
+
+def test_two_images_of_one_name_in_shards_are_refused(shards: Path, tmp_path: Path) -> None:
+    shutil.copy(shards / "train-0.tar", shards / "train-1.tar")
+    with pytest.raises(ValueError, match=r"train-0\.tar and .*train-1\.tar are both called '001\.a b/x\.png'"):
+        annotate(shards, tmp_path / "maps", **SHARDS, **OPTIONS)
 
 
 def test_paths_on_this_machine_are_no_part_of_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

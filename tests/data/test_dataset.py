@@ -836,3 +836,16 @@ def test_crop_full_needs_the_map_at_the_end_of_a_joint_pipeline(painted: Painted
     dataset = LabelMapDataset(folder(painted, None), painted.store, transforms=pipeline, crop="full")
     with pytest.raises(ValueError, match=r"take PoolLabelMap\(\) out of it"):
         dataset[0]
+
+
+def test_a_store_that_is_still_being_written_is_refused(painted: Painted, tmp_path: Path) -> None:
+    """The first, the middle and the last image may be there already, and the run would stop hours later."""
+    with LabelStoreWriter(tmp_path / "maps.lmdb", num_classes=C, top_k=1, score_kind="probability") as writer:
+        for key in (painted.keys[0], painted.keys[len(painted.keys) // 2], painted.keys[-1]):
+            cells = enlarged(painted.blocks[key], CELLS)[None]
+            writer.put(key, np.ones(cells.shape, np.float32), cells)
+        writer.commit()
+        with pytest.raises(ValueError, match=r"maps\.lmdb.* is still being written, or its writer was stopped"):
+            LabelMapDataset(folder(painted), tmp_path / "maps.lmdb")
+        assert len(LabelMapDataset(folder(painted), tmp_path / "maps.lmdb", missing="onehot")) == len(painted.keys)
+    assert len(LabelMapDataset(folder(painted), tmp_path / "maps.lmdb")) == len(painted.keys)

@@ -12,6 +12,7 @@ import timm.data
 from timm.data.distributed_sampler import RepeatAugSampler
 
 from tests.painted import C, Painted, maps_of_the_folders, paint
+from tests.shards import pack
 from torchrelabel.errors import StoreError
 from torchrelabel.integrations.timm import check_arguments, run_script, training_datasets_wrapped
 
@@ -31,16 +32,8 @@ def folder_maps(painted: Painted) -> Path:
 
 def losses(painted: Painted, launcher: list[str], *options: str) -> dict[int, list[float]]:
     """The losses of each rank of the script."""
-    command = [
-        sys.executable,
-        *launcher,
-        str(SCRIPT),
-        "--data-dir",
-        str(painted.root),
-        "--num-classes",
-        str(C),
-        *options,
-    ]
+    given = ["--data-dir", str(painted.root), "--num-classes", str(C), *options]
+    command = [sys.executable, *launcher, str(SCRIPT), *given]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -63,6 +56,16 @@ def test_maps_of_the_folders_class_change_no_loss_of_an_unmodified_script(painte
 def test_an_unmodified_script_spawns_workers_that_know_the_maps(painted: Painted, folder_maps: Path) -> None:
     spawned = losses(painted, launcher(folder_maps), "--workers", "1", "--start-method", "spawn")[0]
     assert spawned == pytest.approx(losses(painted, [], "--workers", "1")[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_shards_are_read_with_their_maps(method: str, painted: Painted, folder_maps: Path, tmp_path: Path) -> None:
+    split = pack(painted, tmp_path / "shards")
+    options = ["--dataset", "wds/painted", "--data-dir", str(tmp_path / "shards"), "--train-split", split]
+    options += ["--val-dir", str(painted.root), "--workers", "1", "--start-method", method]
+    ours = losses(painted, launcher(folder_maps), *options)[0]
+    assert len(ours) == C
+    assert ours == pytest.approx(losses(painted, [], *options)[0], rel=1e-5)
 
 
 def test_two_ranks_with_repeated_augmentation_change_no_loss(painted: Painted, folder_maps: Path) -> None:

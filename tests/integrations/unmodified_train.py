@@ -15,6 +15,9 @@ from timm.utils import random_seed
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--data-dir")
+    parser.add_argument("--dataset", default="")
+    parser.add_argument("--train-split", default="train")
+    parser.add_argument("--val-dir")
     parser.add_argument("--num-classes", type=int)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--start-method")
@@ -32,8 +35,10 @@ def main():
         torch.distributed.init_process_group("gloo")
     random_seed(0, rank)
     model = create_model("resnet10t", num_classes=args.num_classes)
-    train = create_dataset("", root=args.data_dir, split="train", is_training=True)
-    val = create_dataset("", root=args.data_dir, split="train", is_training=False)
+    train = create_dataset(
+        args.dataset, root=args.data_dir, split=args.train_split, is_training=True, batch_size=2
+    )  # fmt: skip
+    val = create_dataset("", root=args.val_dir or args.data_dir, split="train", is_training=False)
     mixer = FastCollateMixup(args.mixup, label_smoothing=0.1, num_classes=args.num_classes) if args.mixup else None
     loader = create_loader(
         train, (3, 32, 32), 2, is_training=True, num_workers=args.workers, collate_fn=mixer, device=torch.device("cpu"),

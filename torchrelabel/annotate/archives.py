@@ -1,8 +1,11 @@
-"""Images that timm reads by index: out of tar files, or of Hugging Face's data sets."""
+"""Images that timm reads out of tar files, WebDataset shards, or Hugging Face's data sets."""
 
 from __future__ import annotations
 
+import io
 import os
+import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -10,9 +13,9 @@ from typing import IO, Any
 from torch.utils.data import IterableDataset
 
 from torchrelabel.annotate.images import ImagesFound
-from torchrelabel.data.keys import class_indices, reader_key
+from torchrelabel.data.keys import class_indices, reader_key, shard_key
 
-__all__ = ["ImagesRead", "read_dataset"]
+__all__ = ["ImagesInShards", "ImagesRead", "read_dataset"]
 
 
 @dataclass(frozen=True)
@@ -38,29 +41,57 @@ class ImagesRead(ImagesFound):
         return file
 
 
-def read_dataset(name: str, root: str | os.PathLike[str] | None = None, split: str = "train") -> ImagesRead:
+@dataclass(frozen=True)
+class ImagesInShards(ImagesFound):
+    """The images of WebDataset shards.
+
+    Attributes:
+        places: Where each image lies: a shard, and the first and the number of its bytes there.
+    """
+
+    places: dict[str, tuple[str, int, int]]
+
+    def open(self, key: str) -> IO[bytes]:
+        """Open an image."""
+        shard, start, size = self.places[key]
+        with open(shard, "rb") as file:
+            file.seek(start)
+            return io.BytesIO(file.read(size))
+
+
+def read_dataset(name: str, root: str | os.PathLike[str] | None = None, split: str = "train") -> ImagesFound:
     """Find the images of a data set by the name under which timm knows it.
 
-    The keys are those that :class:`~torchrelabel.LabelMapDataset` looks up when it wraps the same data set: names in
-    the archive. Where these are whole paths on this machine, their common folders are left out.
+    The keys are those that :class:`~torchrelabel.LabelMapDataset` (for shards,
+    :class:`~torchrelabel.integrations.timm.LabelMapStream`) looks up when it wraps the same data set: names in the
+    archive. Where these are whole paths on this machine, their common folders are left out.
 
     Args:
-        name: ``"hfds/..."``; empty for a tar file, or a folder of them.
+        name: ``"hfds/..."``, ``"wds/..."``; empty for a tar file, or a folder of them.
         root: The tar file, or the folder where data sets are kept.
         split: Which part of the data set.
 
     Raises:
         TypeError: If its images have no names, or can only be read one after the other.
-        ValueError: If two images have one name.
+        ValueError: If two images have one name, or timm cannot make anything of the arguments.
+        OSError: If a shard cannot be read.
     """
     from timm.data.dataset_factory import create_dataset
+    from timm.data.readers.reader_wds import ReaderWds
 
-    dataset = create_dataset(name, root=None if root is None else os.fspath(root), split=split)
+    try:
+        dataset = create_dataset(name, root=None if root is None else os.fspath(root), split=split)
+    except (RuntimeError, AssertionError) as error:  # what timm's readers raise for wrong arguments
+        raise ValueError(
+            f"timm cannot read {name!r}, split {split!r}, in {os.fspath(root or '')!r}: {error}"
+        ) from error
     reader = getattr(dataset, "reader", None)
+    if isinstance(reader, ReaderWds):
+        return _read_shards(reader, Path(root or name))
     if isinstance(dataset, IterableDataset) or not hasattr(reader, "filename"):
         raise TypeError(
             f"timm reads {name!r} one image after the other and does not tell their names, so that label maps would "
-            f"have no keys. Use a folder, a tar file or hfds/."
+            f"have no keys. Use a folder, a tar file, wds/ or hfds/."
         )
     numbers: dict[str, int] = {}
     for number, key in enumerate(_below_one_folder([reader_key(reader, number) for number in range(len(dataset))])):
@@ -71,6 +102,50 @@ def read_dataset(name: str, root: str | os.PathLike[str] | None = None, split: s
             )
         numbers[key] = number
     return ImagesRead(Path(root or name), sorted(numbers), class_indices(dataset), [], reader, numbers)
+
+
+def _read_shards(reader: Any, root: Path) -> ImagesInShards:
+    """Find the images of WebDataset shards as timm's reader of them names and chooses them."""
+    places: dict[str, tuple[str, int, int]] = {}
+    image_fields = reader.input_key.split(";")
+    for name in reader.split_info.filenames:
+        shard = os.path.join(reader.root, name)
+        for stem, files in _samples(shard):
+            if not files.keys() & set(image_fields):
+                continue
+            key = shard_key(stem, files, reader.input_key)
+            if key in places:
+                raise ValueError(
+                    f"Images in {places[key][0]} and {shard} are both called {key!r}, and a label map is found by that "
+                    f"name. Give the images names of their own."
+                )
+            places[key] = (shard, *files[key.removeprefix(f"{stem}.")])
+    return ImagesInShards(root, sorted(places), class_indices(reader), [], places)
+
+
+def _samples(shard: str) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
+    """The samples of a shard: files that follow each other and share a name up to its first dot.
+
+    Yields:
+        What they share; and for what follows the dot in each, in lower case, the first and the number of its bytes.
+    """
+    stem, files = "", dict[str, tuple[int, int]]()
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                folder, slash, name = member.name.rpartition("/")
+                start, dot, field = name.partition(".")
+                if not member.isfile() or not start or not dot:
+                    continue
+                if folder + slash + start != stem:
+                    yield stem, files
+                    stem, files = folder + slash + start, {}
+                files[field.lower()] = (member.offset_data, member.size)
+    except tarfile.TarError as error:
+        raise OSError(
+            f"{shard} cannot be read as a tar file without compression: {error}. Unpack it, or copy it again."
+        ) from error
+    yield stem, files
 
 
 def _below_one_folder(names: list[str]) -> list[str]:

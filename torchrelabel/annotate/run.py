@@ -257,7 +257,9 @@ def _find(data: str | os.PathLike[str], output: Path, dataset: str | None, split
     """Find the images of a folder, of a tar file or of a data set that timm knows by name."""
     if dataset is None and not (os.fspath(data).endswith(".tar") and os.path.isfile(data)):
         return find_images(data, skip=[output])
-    return read_dataset(dataset or "", None if os.fspath(data) == "." else data, split)
+    # Hugging Face keeps its data sets in a place of its own unless told otherwise.
+    elsewhere = os.fspath(data) == "." and (dataset or "").lower().startswith("hfds/")
+    return read_dataset(dataset or "", None if elsewhere else data, split)
 
 
 def fingerprint(keys: list[str]) -> str:

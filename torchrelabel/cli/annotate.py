@@ -23,8 +23,10 @@ _FAILURES_SHOWN = 20
 @click.argument("data", default=".", type=click.Path())
 @click.option("--model", required=True, metavar="NAME", help="A classifier of timm's, with or without a tag.")
 @click.option("-o", "--output", default="maps.lmdb", show_default=True, type=click.Path(), help="The store to write.")
-@click.option("--dataset", metavar="NAME", help="Read what timm reads by this name, hfds/...; kept in DATA.")
-@click.option("--split", default="train", show_default=True, help="Which part of --dataset.")
+@click.option("--dataset", metavar="NAME", help="Read what timm reads by this name, wds/... or hfds/...; kept in DATA.")
+@click.option(
+    "--split", default="train", show_default=True, help="Which part of --dataset; of shards also train-{000..146}.tar."
+)
 @click.option("--checkpoint", type=click.Path(), help="Weights: a .safetensors file, or one of torch.save's.")
 @click.option("--pretrained/--no-pretrained", default=True, show_default=True, help="timm's weights, or random ones.")
 @click.option("--topk", "top_k", default=5, show_default=True, help="Classes kept per cell.")

@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as F
 
 from torchrelabel.data.keys import Key, KeyPrefix, class_indices, find_key_prefix, key_of
 from torchrelabel.data.lazy_label import LazyLabel, pool_together
-from torchrelabel.data.records import SeenRecord, label_map_of
+from torchrelabel.data.records import SeenRecord, check_complete, label_map_of
 from torchrelabel.data.tell_tale_reader import TellTaleReader
 from torchrelabel.data.timm_soft_targets import accept_soft_targets
 from torchrelabel.data.tracked_image import TrackedImage
@@ -97,8 +97,9 @@ class LabelMapDataset(Dataset[Any]):
             raise TypeError("This dataset is a LabelMapDataset already. Wrap the image dataset once.")
         if isinstance(dataset, IterableDataset) and hasattr(dataset, "reader"):
             raise TypeError(
-                f"timm's {type(dataset.reader).__name__} gives its images one after the other and does not tell their "
-                f"names, so their label maps cannot be found. Read them by index: from a folder, a tar file or hfds/."
+                f"timm's {type(dataset.reader).__name__} gives its images one after the other. Those of wds/ go into "
+                f"torchrelabel.integrations.timm.LabelMapStream(dataset, ...); others do not tell the names of their "
+                f"images, so that no label maps can be found: read them from a folder, a tar file, wds/ or hfds/."
             )
         indexed = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
         if not indexed or isinstance(dataset, IterableDataset):
@@ -124,6 +125,8 @@ class LabelMapDataset(Dataset[Any]):
         self.label_maps: Mapping[str, Any] = (
             LabelStore(label_maps) if isinstance(label_maps, (str, os.PathLike)) else label_maps
         )
+        if missing == "error":
+            check_complete(self.label_maps)
         self.pooling = pooling
         self._key = key
         self._prefix = KeyPrefix(key_prefix or "")

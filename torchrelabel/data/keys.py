@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch.utils.data import ConcatDataset, Subset
 
-__all__ = ["Key", "KeyPrefix", "class_indices", "find_key_prefix", "key_of", "reader_key", "relative_key"]
+__all__ = ["Key", "KeyPrefix", "class_indices", "find_key_prefix", "key_of", "reader_key", "relative_key", "shard_key"]
 
 Key = Callable[[int], str] | Sequence[str]
 
@@ -91,6 +91,17 @@ def reader_key(reader: Any, index: int) -> str:
             f"Give the images names; or train with LabelMapDataset(..., key=), a function from index to key."
         )
     return str(name).replace(os.sep, "/").lstrip("/")
+
+
+def shard_key(stem: str, fields: Container[str], image_fields: str) -> str:
+    """The key of an image in a WebDataset shard: its name there.
+
+    Args:
+        stem: What the files of a sample share, up to the first dot of their name.
+        fields: What follows that dot in each of them, in lower case.
+        image_fields: Those that may be the image, as timm's reader has them (``"jpg;png;webp"``), the first one first.
+    """
+    return f"{stem}.{next(field for field in image_fields.split(';') if field in fields)}"
 
 
 def class_indices(dataset: Any) -> dict[str, int] | None:

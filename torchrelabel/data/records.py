@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,9 +12,24 @@ from torchrelabel.label_map import LabelMap, LabelMapBatch
 from torchrelabel.store import LabelRecord, StoreHeader
 from torchrelabel.view_box import ViewBox
 
-__all__ = ["SeenRecord", "label_map_of"]
+__all__ = ["SeenRecord", "check_complete", "label_map_of"]
 
 _WHOLE = (0.0, 0.0, 1.0, 1.0)
+
+
+def check_complete(label_maps: Mapping[str, Any]) -> None:
+    """Refuse a store whose writer has not finished: training would stop at the first image that it has not reached.
+
+    Raises:
+        ValueError: If that is so.
+    """
+    header = getattr(label_maps, "header", None)
+    if isinstance(header, StoreHeader) and not header.complete:
+        raise ValueError(
+            f"{label_maps!r} is still being written, or its writer was stopped: images that it has not reached have no "
+            f"label maps. Wait for it or run the same command again; or say missing='onehot' to train those on their "
+            f"class."
+        )
 
 
 class SeenRecord(NamedTuple):

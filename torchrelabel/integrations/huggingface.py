@@ -16,7 +16,7 @@ from torch.nn import functional as nn_functional
 from torch.utils._pytree import tree_flatten, tree_map
 
 from torchrelabel.data.lazy_label import pool_together
-from torchrelabel.data.records import label_map_of
+from torchrelabel.data.records import check_complete, label_map_of
 from torchrelabel.data.tracked_image import TrackedImage
 from torchrelabel.errors import MissingLabelMap
 from torchrelabel.pooling import LabelPooling
@@ -92,6 +92,8 @@ def relabel_transform(
     if not isinstance(pooling, LabelPooling):
         raise TypeError(f"pooling is a LabelPooling, got {type(pooling).__name__}.")
     store = label_maps if isinstance(label_maps, LabelStore) else LabelStore(label_maps)
+    if missing == "error":
+        check_complete(store)
     if num_classes is not None and num_classes != store.header.num_classes:
         raise ValueError(
             f"num_classes={num_classes} was asked for, and the label maps have {store.header.num_classes} classes. The "

@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from torch.utils.data import IterableDataset
+
 from torchrelabel.data.dataset import LabelMapDataset
+from torchrelabel.data.label_map_stream import LabelMapStream
 from torchrelabel.data.timm_soft_targets import accept_soft_targets as accept_soft_targets
 from torchrelabel.store import LabelStore
 
-__all__ = ["accept_soft_targets", "check_arguments", "run_script", "training_datasets_wrapped"]
+__all__ = ["LabelMapStream", "accept_soft_targets", "check_arguments", "run_script", "training_datasets_wrapped"]
 
 
 def run_script(
@@ -51,8 +54,13 @@ def run_script(
 
 
 @contextmanager
-def training_datasets_wrapped(label_maps: str | os.PathLike[str], **options: Any) -> Iterator[list[LabelMapDataset]]:
-    """Let ``timm.data.create_dataset`` wrap each training dataset in a :class:`~torchrelabel.LabelMapDataset`.
+def training_datasets_wrapped(
+    label_maps: str | os.PathLike[str], **options: Any
+) -> Iterator[list[LabelMapDataset | LabelMapStream]]:
+    """Let ``timm.data.create_dataset`` wrap each training dataset.
+
+    One that is read by index becomes a :class:`~torchrelabel.LabelMapDataset`, one of WebDataset shards a
+    :class:`LabelMapStream`.
 
     Args:
         label_maps: The store.
@@ -65,13 +73,14 @@ def training_datasets_wrapped(label_maps: str | os.PathLike[str], **options: Any
     import timm.data.dataset_factory
 
     original: Callable[..., Any] = timm.data.dataset_factory.create_dataset
-    wrapped: list[LabelMapDataset] = []
+    wrapped: list[LabelMapDataset | LabelMapStream] = []
 
     def create_dataset(*args: Any, **kwargs: Any) -> Any:
         dataset = original(*args, **kwargs)
         if not inspect.signature(original).bind(*args, **kwargs).arguments.get("is_training"):
             return dataset
-        dataset = LabelMapDataset(dataset, label_maps, **options)
+        wrap = LabelMapStream if isinstance(dataset, IterableDataset) else LabelMapDataset
+        dataset = wrap(dataset, label_maps, **options)
         wrapped.append(dataset)
         if os.environ.get("RANK", "0") == "0":
             print(f"Training labels come from {dataset.label_maps!r}: {dataset!r}", file=sys.stderr, flush=True)
