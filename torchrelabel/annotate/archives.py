@@ -79,6 +79,8 @@ def read_dataset(name: str, root: str | os.PathLike[str] | None = None, split: s
     from timm.data.dataset_factory import create_dataset
     from timm.data.readers.reader_wds import ReaderWds
 
+    if name.lower().startswith("wds/") and ".tar" in split and "|" not in split:
+        split += "|1"  # older timm must be told how many images there are; nothing comes of it here
     try:
         dataset = create_dataset(name, root=None if root is None else os.fspath(root), split=split)
     except (RuntimeError, AssertionError) as error:  # what timm's readers raise for wrong arguments
