@@ -13,7 +13,6 @@ from torch.utils.data import Dataset
 from torchrelabel.data.dataset import LabelMapDataset
 from torchrelabel.data.keys import shard_key
 from torchrelabel.data.timm_soft_targets import accept_soft_targets
-from torchrelabel.pooling import LabelPooling
 
 __all__ = ["LabelMapStream"]
 
@@ -31,13 +30,9 @@ class LabelMapStream(IterableImageDataset):
     Args:
         dataset: As ``timm.data.create_dataset("wds/...")`` gives it, not yet iterated over.
         label_maps: As for :class:`~torchrelabel.LabelMapDataset`.
-        pooling: As there.
-        num_classes: As there.
         key: A function from an image's name in its shard to its key in the store, where these differ.
-        key_prefix: As there; it is not found out.
-        missing: As there.
-        crop: As there.
-        onehot: As there.
+        **options: As for :class:`~torchrelabel.LabelMapDataset`, such as ``pooling`` or ``missing``. No ``key_prefix``
+            is found out here.
 
     Raises:
         TypeError, ValueError: As there, and if timm does not tell the names of the images.
@@ -52,13 +47,8 @@ class LabelMapStream(IterableImageDataset):
         dataset: Any,
         label_maps: str | os.PathLike[str] | Mapping[str, Any],
         *,
-        pooling: LabelPooling | None = LabelPooling(),  # noqa: B008 -- it has no state
-        num_classes: int | None = None,
         key: Callable[[str], str] | None = None,
-        key_prefix: str | None = None,
-        missing: str = "error",
-        crop: str = "auto",
-        onehot: float = 0.0,
+        **options: Any,
     ) -> None:
         reader = getattr(dataset, "reader", None)
         if not isinstance(dataset, IterableImageDataset) or not isinstance(reader, reader_wds.ReaderWds):
@@ -69,17 +59,7 @@ class LabelMapStream(IterableImageDataset):
             )
         self.__dict__.update(dataset.__dict__)
         self._image = _CurrentImage(key, dict(reader.class_to_idx or {}))
-        self._labels = LabelMapDataset(
-            self._image,
-            label_maps,
-            pooling=pooling,
-            num_classes=num_classes,
-            key=self._image.key_of,
-            key_prefix=key_prefix,
-            missing=missing,
-            crop=crop,
-            onehot=onehot,
-        )
+        self._labels = LabelMapDataset(self._image, label_maps, key=self._image.key_of, **options)
         self.label_maps, self.num_classes = self._labels.label_maps, self._labels.num_classes
         _prepare_timm()
 
