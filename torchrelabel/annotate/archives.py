@@ -84,9 +84,9 @@ def read_dataset(name: str, root: str | os.PathLike[str] | None = None, split: s
     try:
         dataset = create_dataset(name, root=None if root is None else os.fspath(root), split=split)
     except (RuntimeError, AssertionError) as error:  # what timm's readers raise for wrong arguments
-        raise ValueError(
-            f"timm cannot read {name!r}, split {split!r}, in {os.fspath(root or '')!r}: {error}"
-        ) from error
+        where = "" if root is None else f" in {os.fspath(root)!r}"
+        shards = " Shards are given as --split 'train-{000..146}.tar'." if name.lower().startswith("wds/") else ""
+        raise ValueError(f"timm cannot read {name!r}, split {split!r}{where}: {error}.{shards}") from error
     reader = getattr(dataset, "reader", None)
     if isinstance(reader, ReaderWds):
         return _read_shards(reader, Path(root or name))
