@@ -119,3 +119,17 @@ def test_the_splits_of_augmix_share_the_label_of_their_base(painted: Painted) ->
     images, label = dataset[1]
     assert len(images) == 3
     assert max(label_error(image, label) for image in images) < 0.1
+
+
+def test_a_reader_tells_each_name_once_a_batch_and_anew_in_the_next(
+    painted: Painted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hugging Face's reader loads the image to tell its name; and a list of files may be changed between epochs."""
+    images = ImageDataset(str(painted.root), transform=WHOLE)
+    dataset = LabelMapDataset(images, painted.store, num_classes=7)
+    told, tell = [], images.reader.filename
+    monkeypatch.setattr(images.reader, "filename", lambda index, *rest: told.append(index) or tell(index, *rest))
+    dataset.__getitems__([0, 3, 4])
+    assert told == [0, 3, 4]
+    images.reader.samples.reverse()
+    assert all(label_error(image, label) < 0.01 for image, label in dataset.__getitems__([0, 3, 4]))

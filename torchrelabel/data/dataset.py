@@ -136,13 +136,14 @@ class LabelMapDataset(Dataset[Any]):
         takes_indices = f"onehot={onehot}" if onehot else "missing='onehot'" if missing == "onehot" else None
         self.num_classes = _agreed_num_classes(self._dataset, self.label_maps, num_classes, takes_indices)
         self._look_some_up(guess=key is None and key_prefix is None)
-        self._timm = any(isinstance(getattr(layer, "reader", None), TellTaleReader) for layer in _layers(self._dataset))
-        if self._timm:
+        readers = (getattr(layer, "reader", None) for layer in _layers(self._dataset))
+        self._timms_readers = [reader for reader in readers if isinstance(reader, TellTaleReader)]
+        if self._timms_readers:
             accept_soft_targets()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if self._timm:
+        if self._timms_readers:
             accept_soft_targets()  # a spawned worker has a timm of its own
 
     def __len__(self) -> int:
@@ -164,6 +165,8 @@ class LabelMapDataset(Dataset[Any]):
         long.
         """
         self._check_one_pipeline()
+        for reader in self._timms_readers:
+            reader.forget()
         indices = [self._from_start(index) for index in indices]
         keys = [self._key_at(index) for index in indices]
         records = [self.label_maps.get(key) for key in keys]
@@ -205,7 +208,7 @@ class LabelMapDataset(Dataset[Any]):
             elif self._crop == "full":
                 image = image if self.transform is None else self.transform(image)
                 label = partial(self._label, found, target, image)
-            elif self._timm and self.transform is None:
+            elif self._timms_readers and self.transform is None:
                 image = TrackedImage.of(image, sample)
                 late = partial(self._label, found, target, None, sample)
                 label = LazyLabel(late, self.pooling, partial(self._blended, target=target))

@@ -23,6 +23,7 @@ class TellTaleReader:
 
     def __init__(self, reader: Any) -> None:
         self._reader = reader
+        self._keys: dict[int, str] = {}
 
     def __getitem__(self, index: int) -> Any:
         sample = loading_sample()
@@ -40,4 +41,15 @@ class TellTaleReader:
 
     def key(self, index: int) -> str:
         """The key of an image, see :func:`~torchrelabel.data.keys.reader_key`."""
-        return reader_key(self._reader, index)
+        key = self._keys.get(index)
+        if key is None:
+            key = self._keys[index] = reader_key(self._reader, index)
+        return key
+
+    def forget(self) -> None:
+        """Ask the reader anew for all keys.
+
+        Within a batch each is asked for twice, and some readers load the image for its name; after that nobody knows
+        what somebody else has made of the reader's list.
+        """
+        self._keys.clear()
