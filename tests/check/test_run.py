@@ -22,8 +22,10 @@ from tests.check.colours import (
 from torchrelabel import LabelPooling, LabelStore, LabelStoreWriter, MissingLabelMap, ViewBox
 from torchrelabel.check import check
 from torchrelabel.check.crops import draw_crops, pool_crops
+from torchrelabel.check.run import _class_table
 from torchrelabel.check.words import words
 from torchrelabel.data.records import label_map_of
+from torchrelabel.store import StoreHeader
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +152,21 @@ def test_folders_are_compared_only_where_their_numbers_are_the_models(painted, t
     report = check(tmp_path / "s.lmdb", painted / "data", model=colour_annotator(), crops=12)
     assert report.folder is None and report.folder_unknown == "the store does not say which folder is which class"
     assert run(painted, model=colour_annotator()).folder.images == 12
+
+
+@pytest.mark.parametrize(
+    ("folders", "num_classes", "expected"),
+    [
+        (["n02102040", "n03000684"], 1000, {"n02102040": 217, "n03000684": 491}),
+        (["n02102040", "birds"], 1000, {}),
+        (["n02102040", "n03000684"], 40, {}),
+    ],
+)
+def test_a_part_of_imagenet_has_the_class_numbers_of_all_of_it(folders, num_classes, expected):
+    header = StoreHeader(num_classes=num_classes, top_k=1, class_to_idx={name: i for i, name in enumerate(folders)})
+    table, why_not = _class_table(header)
+    assert table == expected
+    assert why_not == "" if expected else "the store knows 2 folders" in why_not
 
 
 def test_other_weights_are_noted(painted):

@@ -192,11 +192,26 @@ def _class_table(header: StoreHeader) -> tuple[dict[str, int], str]:
     if folders is None:
         return {}, "the store does not say which folder is which class"
     if len(folders) != header.num_classes:
+        synsets = _imagenet_indices(header.num_classes)
+        if folders.keys() <= synsets.keys():
+            return {name: synsets[name] for name in folders}, ""
         return {}, (
             f"the store knows {len(folders)} folders and {header.num_classes} classes, so a folder's number need not "
             f"be the model's"
         )
     return folders, ""
+
+
+def _imagenet_indices(num_classes: int) -> dict[str, int]:
+    """ImageNet's folders (n01440764, ...) with their class indices, for its releases that have so many classes.
+
+    For folders that are a part of ImageNet, annotated with a model of all of it.
+    """
+    import timm.data
+
+    known: Any = timm.data  # which is not typed
+    release = known.infer_imagenet_subset({"num_classes": num_classes})
+    return {} if release is None else {name: i for i, name in enumerate(known.ImageNetInfo(release).label_names())}
 
 
 def _annotator(
