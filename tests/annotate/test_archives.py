@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from timm.data import ImageDataset, create_dataset
 from torch.utils.data import IterableDataset
 from torchvision import transforms as v1
@@ -134,6 +135,26 @@ def test_shards_that_cannot_be_read_are_named(shards: Path, tmp_path: Path) -> N
     with pytest.raises(OSError, match=r"train-1\.tar cannot be read as a tar file without compression"):
         annotate(shards, tmp_path / "maps", **SHARDS, **OPTIONS)
     assert not (tmp_path / "maps").exists()
+
+
+def test_of_two_files_of_one_name_the_map_is_of_the_one_that_is_trained_on(tmp_path: Path) -> None:
+    """WebDataset keeps the first of a sample, and neither the case of an extension nor a leading slash makes a name."""
+    make_folder(tmp_path / "birds", ["first.jpg", "second.jpg"], size=(40, 30))
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards" / "train-0.tar", "w") as tar:
+        for name, file in (("/a/x.jpg", "first.jpg"), ("/a/x.JPG", "second.jpg")):
+            add(tar, name, (tmp_path / "birds" / file).read_bytes())
+        add(tar, "/a/x.cls", b"0")
+    found = read_dataset("wds/birds", tmp_path / "shards", "train-0.tar|1")
+    assert found.keys == ["a/x.jpg"]
+    assert found.open("a/x.jpg").read() == (tmp_path / "birds" / "first.jpg").read_bytes()
+    annotate(tmp_path / "shards", tmp_path / "maps", **{**SHARDS, "split": "train-0.tar|1"}, **OPTIONS)
+    images = create_dataset("wds/birds", root=str(tmp_path / "shards"), split="train-0.tar|1", is_training=False)
+    stream = LabelMapStream(images, tmp_path / "maps")
+    stream.transform = v1.Compose([v1.CenterCrop(30), v1.PILToTensor()])
+    with Image.open(tmp_path / "birds" / "first.jpg") as first:
+        expected = stream.transform(first.convert("RGB"))
+    assert [bool((image == expected).all()) for image, _ in stream] == [True]
 
 
 def test_two_images_of_one_name_in_shards_are_refused(shards: Path, tmp_path: Path) -> None:

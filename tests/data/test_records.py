@@ -76,3 +76,24 @@ def test_records_of_several_grids_label_maps_and_labels_are_pooled_in_their_plac
     expected = [LabelPooling()(label_map_of(*seen[i])) for i in (0, 2, 1, 3)]
     assert labels[2] is label
     assert_close(torch.stack([*labels[:2], *labels[3:]]), torch.stack(expected))
+
+
+def test_records_of_several_stores_are_each_pooled_as_their_store_says():
+    """A ConcatDataset of two wrapped datasets, collated together, may bring them into one batch."""
+    record, other = some_records((3, 5), 2, False)
+    left = some_records((3, 5), 1, True)[0]
+    seen = [
+        SeenRecord(record, StoreHeader(num_classes=4, top_k=2), (11, 17), ViewBox()),
+        SeenRecord(
+            other._replace(scores=np.abs(other.scores)),
+            StoreHeader(num_classes=4, top_k=2, score_kind="probability"),
+            (11, 17),
+            ViewBox(),
+        ),
+        SeenRecord(left, StoreHeader(num_classes=4, top_k=2, residual=True), (11, 17), ViewBox()),
+        SeenRecord(record, StoreHeader(num_classes=6, top_k=2), (11, 17), ViewBox()),
+    ]
+    labels = list(seen)
+    pool_together(labels, LabelPooling())
+    for label, one in zip(labels, seen, strict=True):
+        assert_close(label, LabelPooling()(label_map_of(*one)))

@@ -303,3 +303,16 @@ def test_a_sample_that_was_loaded_keeps_no_image() -> None:
         TrackedImage.of(noise(), sample).crop((1, 2, 9, 10))
         assert sample.image is not None
     assert sample.image is None
+
+
+@pytest.mark.parametrize("operation", ["crop", "resize", "transform"])
+def test_a_box_that_is_changed_afterwards_does_not_move_the_view(operation: str) -> None:
+    """A pipeline may fill one list again for each image, and views are worked out after all images of a batch."""
+    box = [2, 3, 11, 8]
+    seen = {
+        "crop": lambda im: im.crop(box),
+        "resize": lambda im: im.resize((9, 5), box=box),
+        "transform": lambda im: im.transform((9, 5), Image.Transform.EXTENT, box),
+    }[operation](track(noise()))
+    box[:] = [0, 0, 1, 1]
+    assert tuple(seen.view_box) == pytest.approx((2 / W, 3 / H, 11 / W, 8 / H))

@@ -13,7 +13,7 @@ from typing import IO, Any
 from torch.utils.data import IterableDataset
 
 from torchrelabel.annotate.images import ImagesFound
-from torchrelabel.data.keys import class_indices, reader_key, shard_key
+from torchrelabel.data.keys import class_indices, image_field, reader_key, shard_key
 
 __all__ = ["ImagesInShards", "ImagesRead", "read_dataset"]
 
@@ -115,13 +115,14 @@ def _read_shards(reader: Any, root: Path) -> ImagesInShards:
         for stem, files in _samples(shard):
             if not files.keys() & set(image_fields):
                 continue
-            key = shard_key(stem, files, reader.input_key)
+            field = image_field(files, reader.input_key)
+            key = shard_key(stem, field)
             if key in places:
                 raise ValueError(
                     f"Images in {places[key][0]} and {shard} are both called {key!r}, and a label map is found by that "
                     f"name. Give the images names of their own."
                 )
-            places[key] = (shard, *files[key.removeprefix(f"{stem}.")])
+            places[key] = (shard, *files[field])
     return ImagesInShards(root, sorted(places), class_indices(reader), [], places)
 
 
@@ -142,7 +143,8 @@ def _samples(shard: str) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
                 if folder + slash + start != stem:
                     yield stem, files
                     stem, files = folder + slash + start, {}
-                files[field.lower()] = (member.offset_data, member.size)
+                # Of two files of one name, WebDataset keeps the first.
+                files.setdefault(field.lower(), (member.offset_data, member.size))
     except tarfile.TarError as error:
         raise OSError(
             f"{shard} cannot be read as a tar file without compression: {error}. Unpack it, or copy it again."

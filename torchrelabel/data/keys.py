@@ -9,7 +9,17 @@ from typing import Any
 
 from torch.utils.data import ConcatDataset, Subset
 
-__all__ = ["Key", "KeyPrefix", "class_indices", "find_key_prefix", "key_of", "reader_key", "relative_key", "shard_key"]
+__all__ = [
+    "Key",
+    "KeyPrefix",
+    "class_indices",
+    "find_key_prefix",
+    "image_field",
+    "key_of",
+    "reader_key",
+    "relative_key",
+    "shard_key",
+]
 
 Key = Callable[[int], str] | Sequence[str]
 
@@ -93,15 +103,24 @@ def reader_key(reader: Any, index: int) -> str:
     return str(name).replace(os.sep, "/").lstrip("/")
 
 
-def shard_key(stem: str, fields: Container[str], image_fields: str) -> str:
+def image_field(fields: Container[str], image_fields: str) -> str:
+    """Which file of a sample in a WebDataset shard is the image, as timm's reader chooses.
+
+    Args:
+        fields: What follows the first dot in the name of each file of the sample, in lower case.
+        image_fields: Those that may be the image, the first one first: ``"jpg;png;webp"``.
+    """
+    return next(field for field in image_fields.split(";") if field in fields)
+
+
+def shard_key(stem: str, field: str) -> str:
     """The key of an image in a WebDataset shard: its name there.
 
     Args:
-        stem: What the files of a sample share, up to the first dot of their name.
-        fields: What follows that dot in each of them, in lower case.
-        image_fields: Those that may be the image, as timm's reader has them (``"jpg;png;webp"``), the first one first.
+        stem: What the files of its sample share, up to the first dot of their name.
+        field: What follows that dot in the name of the image, see :func:`image_field`.
     """
-    return f"{stem}.{next(field for field in image_fields.split(';') if field in fields)}"
+    return f"{stem}.{field}".lstrip("/")
 
 
 def class_indices(dataset: Any) -> dict[str, int] | None:

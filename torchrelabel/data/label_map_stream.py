@@ -11,7 +11,7 @@ from timm.data.readers import reader_wds
 from torch.utils.data import Dataset
 
 from torchrelabel.data.dataset import LabelMapDataset
-from torchrelabel.data.keys import shard_key
+from torchrelabel.data.keys import image_field, shard_key
 from torchrelabel.data.timm_soft_targets import accept_soft_targets
 
 __all__ = ["LabelMapStream"]
@@ -111,7 +111,7 @@ def _decode_with_name(sample: Mapping[str, Any], image_key: str = "jpg", *args: 
     """What timm's reader makes of a sample; it would drop the name."""
     decoded: Any = _decode(sample, image_key, *args, **kwargs)  # type: ignore[no-untyped-call, unused-ignore]
     if decoded is not None:
-        decoded["jpg"].info[_NAME] = shard_key(sample["__key__"], sample, image_key)
+        decoded["jpg"].info[_NAME] = shard_key(sample["__key__"], image_field(sample, image_key))
     return decoded
 
 

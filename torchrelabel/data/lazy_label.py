@@ -39,11 +39,11 @@ class LazyLabel:
 
 
 def pool_together(labels: list[Any], pooling: LabelPooling) -> None:
-    """Replace each label map, or record, in a list by its pooled label, all those of one grid at once."""
+    """Replace each label map, or record, in a list by its pooled label, all those of one kind at once."""
     alike: dict[Any, list[int]] = {}
     for place, label in enumerate(labels):
         if isinstance(label, SeenRecord):
-            alike.setdefault((SeenRecord, label.record.scores.shape), []).append(place)
+            alike.setdefault((SeenRecord, *label.kind), []).append(place)
         elif isinstance(label, LabelMap):
             alike.setdefault((LabelMapBatch, label.shape, label.residual is None), []).append(place)
     for (kind, *_), places in alike.items():

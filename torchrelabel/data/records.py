@@ -47,9 +47,15 @@ class SeenRecord(NamedTuple):
     canvas_size: tuple[int, int]
     view_box: ViewBox
 
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What records must have in common to be stacked: those of two stores may differ in all of it."""
+        record, header = self.record, self.header
+        return record.scores.shape, record.residual is None, header.num_classes, header.score_kind
+
     @staticmethod
     def stack(seen: Sequence[SeenRecord]) -> LabelMapBatch:
-        """The label maps of records of one store and one grid, in a third of the time of making and stacking them."""
+        """The label maps of records of one kind, in a third of the time of making and stacking them."""
         records, header = [one.record for one in seen], seen[0].header
         grids = (len(records), *records[0].scores.shape)
         residuals = [record.residual for record in records if record.residual is not None]

@@ -84,7 +84,7 @@ class TrackedImage(Image.Image):
         image = self.plain().crop(box)
         if 0 in image.size:
             return image  # nothing to see, and a pipeline that makes such an image fails by itself
-        return self._seen(image, partial(_of_whole_pixels, self.size, box), crop=True)
+        return self._seen(image, partial(_of_whole_pixels, self.size, tuple(box)), crop=True)
 
     def resize(
         self,
@@ -97,7 +97,7 @@ class TrackedImage(Image.Image):
         image = self.plain().resize(size, resample, box, reducing_gap)
         if box is None:
             return self._seen(image, same_box)
-        return self._seen(image, partial(_of_pixels, self.size, box), crop=True)
+        return self._seen(image, partial(_of_pixels, self.size, tuple(box)), crop=True)
 
     def thumbnail(self, *args: Any, **kwargs: Any) -> None:
         """Make this image itself smaller, in place."""
@@ -118,7 +118,7 @@ class TrackedImage(Image.Image):
             method, data = method.getdata()
         if method != Image.Transform.EXTENT or data[0] == data[2] or data[1] == data[3]:
             return image
-        return self._seen(image, partial(_of_pixels, self.size, data), crop=True)
+        return self._seen(image, partial(_of_pixels, self.size, tuple(data)), crop=True)
 
     def _seen(self, image: Any, step: Callable[[ViewBox], ViewBox], *, crop: bool = False) -> TrackedImage:
         return self._tracked(image, self.sample.follow(self.view, step, image, crop=crop))
