@@ -20,8 +20,15 @@ Canvas = tuple[int, int]
 def crop_label_map(label_map: LabelMap, top: int, left: int, height: int, width: int, **_: Any) -> LabelMap:
     """Crop, or pad where the box reaches past the canvas."""
     h, w = label_map.canvas_size
-    view_box = label_map.view_box.crop(left / w, top / h, (left + width) / w, (top + height) / h)
-    return label_map.seen_through(view_box, (height, width))
+    box_in_canvas = (left / w, top / h, (left + width) / w, (top + height) / h)
+    if label_map.view_box.hides(*box_in_canvas):
+        raise UntrackedTransformError(
+            f"A canvas of {h} x {w} pixels (H x W) that shows a crop was padded: top {top}, left {left}, {height} x "
+            f"{width} pixels of it are asked for. They show padding where the image goes on, which a view box cannot "
+            f"express. Pad before the crop (v2.Pad, v2.RandomZoomOut, v2.RandomCrop(padding=)), or pool before it "
+            f"(PoolLabelMap)."
+        )
+    return label_map.seen_through(label_map.view_box.crop(*box_in_canvas), (height, width))
 
 
 @F.register_kernel("resize", LabelMap)
