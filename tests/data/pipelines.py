@@ -57,6 +57,20 @@ class Preset:
         return self.transforms(img)
 
 
+class OwnCompose(v1.Compose):
+    """A user's subclass, which might do more than its steps."""
+
+
+class Hidden:
+    """An object that calls a Compose within."""
+
+    def __init__(self, *steps: Any) -> None:
+        self.transforms = v1.Compose(steps)
+
+    def __call__(self, img: Any) -> Any:
+        return self.transforms(img)
+
+
 class Boxed:
     """A user's class without torchvision."""
 
@@ -98,6 +112,16 @@ def whole_then_part(img: Image.Image) -> Any:
     """The first crop is of the whole image, so that its view is that of the image."""
     whole, _ = img.crop((0, 0, 140, 84)).resize((56, 56)), img.crop((0, 0, 56, 56))
     return v1.functional.to_tensor(whole)
+
+
+def crop_and_crop_of_it(img: Image.Image) -> Any:
+    crop = RRC()(img)
+    return torch.stack([v1.functional.to_tensor(crop), v1.functional.to_tensor(RRC()(crop))])
+
+
+def two_of_ours(img: Any) -> Any:
+    """Two crops of one tensor of the size of a crop, so that the second looks much like one of the first."""
+    return torch.stack([OURS(scale=(0.5, 1))(img), OURS(scale=(0.5, 1))(img)])
 
 
 def thumbnail_kept(img: Image.Image) -> Any:
@@ -219,6 +243,19 @@ PIPELINES: dict[str, tuple[Callable[[], Any], str]] = {
     "ours after an unseen flip": (lambda: c1(v1.ToTensor(), v1.RandomHorizontalFlip(1), OURS()), NOT_SEEN),
     "ours after an unseen resize": (lambda: c1(v1.ToTensor(), v1.Resize(50), OURS()), NOT_SEEN),
     "ours, then an unseen crop": (lambda: c1(v1.ToTensor(), OURS(), v1.RandomResizedCrop(64)), NOT_SEEN),
+    "ours after an unseen rotation": (lambda: c1(v1.RandomRotation((90, 90)), OURS(), v1.ToTensor()), NOT_SEEN),
+    "ours after an unseen shift": (lambda: c1(v1.RandomAffine(0, (0.5, 0.5)), OURS(), v1.ToTensor()), NOT_SEEN),
+    "ours after an unseen shift of a tensor": (
+        lambda: c2(v2.ToImage(), v2.RandomAffine(0, (0.5, 0.5)), OURS()),
+        NOT_SEEN,
+    ),
+    "ours after an unseen flip in a lambda": (
+        lambda: lambda img: OURS()(v1.RandomHorizontalFlip(1)(v1.functional.to_tensor(img))),
+        NOT_SEEN,
+    ),
+    "ours after RandAugment": (lambda: c1(v1.RandAugment(2, 15), OURS(), v1.ToTensor()), EITHER),
+    "ours after jitter on tensors": (lambda: c2(v2.ToImage(), v2.ColorJitter(0.01), OURS()), RIGHT),
+    "ours twice of one tensor": (lambda: c1(v1.Resize((64, 64)), v1.ToTensor(), two_of_ours), NOT_SEEN),
     # what cannot be seen
     "no crop": (lambda: c1(v1.Resize((64, 64)), v1.ToTensor()), NOT_SEEN),
     "a copy is no crop": (lambda: lambda img: img.crop(), NOT_SEEN),
@@ -235,6 +272,25 @@ PIPELINES: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: c1(RRC(), v1.ToTensor(), v1.RandomApply([v1.RandomResizedCrop(64, scale=(0.1, 0.2))])),
         NOT_SEEN,
     ),
+    "second crop in a lambda": (lambda: lambda img: c1(RRC(), v1.ToTensor(), RRC())(img), NOT_SEEN),
+    "second crop in an object": (lambda: Hidden(RRC(), v1.ToTensor(), RRC()), NOT_SEEN),
+    "second crop in an own Compose": (lambda: OwnCompose([RRC(), v1.ToTensor(), RRC()]), NOT_SEEN),
+    "second crop in a sequential": (lambda: torch.nn.Sequential(RRC(), v1.ColorJitter(0.1), RRC()), NOT_SEEN),
+    "second crop in a RandomApply": (lambda: v1.RandomApply([RRC(), v1.ColorJitter(0.1), RRC()], p=1), NOT_SEEN),
+    "second crop in v1.Lambda": (lambda: c1(RRC(), v1.ToTensor(), v1.Lambda(RRC())), NOT_SEEN),
+    "second crop by a functional": (
+        lambda: c1(
+            RRC(),
+            v1.ToTensor(),
+            functools.partial(v1.functional.resized_crop, top=9, left=9, height=30, width=30, size=[64, 64]),
+        ),
+        NOT_SEEN,
+    ),
+    "padded crop in an object": (
+        lambda: Hidden(RRC(), v1.ColorJitter(0.1), v1.RandomCrop(64, padding=24), v1.ToTensor()),
+        NOT_SEEN,
+    ),
+    "a crop and a crop of it": (lambda: crop_and_crop_of_it, NOT_SEEN),
     "second crop after jitter": (lambda: c1(RRC(), v1.ColorJitter(0.1), RRC(), v1.ToTensor()), NOT_SEEN),
     "second crop after a quarter turn": (lambda: c1(RRC(), turned, RRC(), v1.ToTensor()), NOT_SEEN),
     "crop after a quarter turn": (lambda: c1(turned, RRC(), v1.ToTensor()), NOT_SEEN),

@@ -455,7 +455,7 @@ def test_a_dataset_that_transforms_inside_itself_needs_our_crop(painted: Painted
     dataset = LabelMapDataset(inside, painted.store, key=painted.keys)
     assert np.mean([label_error(*dataset[i]) for i in range(7)]) <= WRONG
     inside.crop = v1.RandomResizedCrop(32)
-    with pytest.raises(CropNotSeen, match="No crop was seen while the pipeline ran"):
+    with pytest.raises(CropNotSeen, match=r"^RandomResizedCrop\(.* got Tensor and cropped"):
         dataset[0]
 
 
@@ -777,12 +777,13 @@ class Gives(InMemory):
         (Image.new("RGB", (4, 4)), "Image"),
         ((Image.new("RGB", (4, 4)),), r"\(Image\)"),
         ((Image.new("RGB", (4, 4)), Image.new("RGB", (4, 4)), 3), r"\(Image, Image, int\)"),
+        ((Image.new("RGB", (4, 4)), "a/b.jpg", 3), r"\(Image, str, int\)"),
     ],
-    ids=["dict", "image", "only an image", "two views"],
+    ids=["dict", "image", "only an image", "two views", "the path second"],
 )
 def test_an_item_that_is_no_image_and_target_is_refused(painted: Painted, item: Any, kinds: str) -> None:
     dataset = LabelMapDataset(Gives(painted, item), painted.store, key=painted.keys)
-    with pytest.raises(TypeError, match=rf"expects a dataset of \(image, target, ...\), and Gives returned {kinds}\.$"):
+    with pytest.raises(TypeError, match=rf"expects a dataset of \(image, target, ...\), and Gives returned {kinds}\. "):
         dataset[0]
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import ImageOps
 from timm.data import AugMixDataset, ImageDataset, create_dataset, create_loader, create_transform
 from torch.utils.data import Subset
 from torchvision import transforms as v1
 from torchvision.datasets import ImageFolder
 
 from tests.painted import WRONG, H, Painted, W, label_error, paint
-from torchrelabel import LabelMapDataset, LabelStoreWriter
+from torchrelabel import CropNotSeen, LabelMapDataset, LabelStoreWriter
 from torchrelabel.data.tell_tale_reader import TellTaleReader
 
 # timm leaves the files open that it reads.
@@ -133,3 +136,115 @@ def test_a_reader_tells_each_name_once_a_batch_and_anew_in_the_next(
     assert told == [0, 3, 4]
     images.reader.samples.reverse()
     assert all(label_error(image, label) < 0.01 for image, label in dataset.__getitems__([0, 3, 4]))
+
+
+# torchvision's DatasetFolder, by its loader
+
+
+class SkipsBroken(ImageFolder):
+    """A common recipe."""
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return super().__getitem__(index)
+        except OSError:
+            return self[(index + 1) % len(self)]
+
+
+class Permuted(ImageFolder):
+    def __getitem__(self, index: int) -> Any:
+        return super().__getitem__((3 * index + 1) % len(self))
+
+
+class FromTheEnd(Subset[Any]):
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[self.indices[-1 - index]]
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        return [self[index] for index in indices]
+
+
+def test_a_folder_that_skips_broken_images_gives_the_label_of_the_next(painted: Painted) -> None:
+    """The label was that of the index asked for."""
+    break_image(painted, 3)
+    dataset = LabelMapDataset(SkipsBroken(painted.root, WHOLE), painted.store)
+    for image, label in (dataset[3], *dataset.__getitems__([3])):
+        assert label_error(image, label) < 0.01
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda root: Permuted(root, WHOLE), lambda root: FromTheEnd(ImageFolder(root, WHOLE), [1, 2, 4])],
+    ids=["folder", "subset"],
+)
+def test_a_dataset_that_numbers_its_images_otherwise_gives_their_labels(painted: Painted, make: Any) -> None:
+    dataset = LabelMapDataset(make(painted.root), painted.store)
+    assert max(label_error(*dataset[i]) for i in range(len(dataset))) < 0.01
+
+
+class Pair(ImageDataset):
+    """Two images a sample."""
+
+    def __getitem__(self, index: int) -> Any:
+        first, target = super().__getitem__(index)
+        second, _ = super().__getitem__((index + 1) % len(self))
+        return first, target, second
+
+
+class FolderPair(ImageFolder):
+    def __getitem__(self, index: int) -> Any:
+        first, target = super().__getitem__(index)
+        return first, target, super().__getitem__((index + 1) % len(self))[0]
+
+
+@pytest.mark.parametrize("kind", [Pair, FolderPair])
+@pytest.mark.parametrize("crop", ["auto", "full"])
+def test_a_dataset_of_two_images_a_sample_is_refused(painted: Painted, kind: Any, crop: str) -> None:
+    """The label was that of the second image."""
+    dataset = LabelMapDataset(kind(str(painted.root), transform=WHOLE), painted.store, num_classes=7, crop=crop)
+    with pytest.raises(CropNotSeen, match=rf"^{kind.__name__} gave 2 images to its transform for one sample"):
+        dataset[0]
+
+
+class CropsBefore(ImageFolder):
+    def __getitem__(self, index: int) -> Any:
+        path, target = self.samples[index]
+        return self.transform(self.loader(path).crop((70, 0, 140, 84)).resize((140, 84))), target
+
+
+class CropsAfter(ImageFolder):
+    def __getitem__(self, index: int) -> Any:
+        image, target = super().__getitem__(index)
+        return v1.functional.center_crop(image, 40), target
+
+
+class TurnsBefore(ImageFolder):
+    def __getitem__(self, index: int) -> Any:
+        path, target = self.samples[index]
+        return self.transform(ImageOps.mirror(self.loader(path))), target
+
+
+class OwnSteps(ImageFolder):
+    def __getitem__(self, index: int) -> Any:
+        path, target = self.samples[index]
+        return self.transform(self.loader(path).convert("L").convert("RGB")), target
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (CropsBefore, "CropsBefore crops, resizes or flips an image between opening"),
+        (TurnsBefore, "TurnsBefore crops, resizes or flips an image between opening"),
+        (CropsAfter, "CropsAfter changes an image after its transform"),
+    ],
+)
+def test_a_dataset_that_crops_around_its_transform_is_refused(painted: Painted, kind: Any, words: str) -> None:
+    """The label was that of the whole image, or the crop came before the transform that it followed."""
+    with pytest.raises(CropNotSeen, match=words):
+        LabelMapDataset(kind(painted.root, WHOLE), painted.store)[0]
+
+
+def test_a_dataset_may_change_the_colours_before_its_transform(painted: Painted) -> None:
+    dataset = LabelMapDataset(OwnSteps(painted.root, WHOLE), painted.store)
+    whole = LabelMapDataset(ImageFolder(painted.root, WHOLE), painted.store)
+    assert all(torch.equal(dataset[i][1], whole[i][1]) for i in range(7))

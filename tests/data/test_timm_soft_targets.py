@@ -121,6 +121,46 @@ def test_spawned_workers_accept_soft_targets_too(painted: Painted, folder_maps: 
     assert spawned == pytest.approx(train(str(painted.root), workers=1, mixup=MIX), rel=1e-5)
 
 
+@pytest.mark.parametrize(("mixer", "early"), [("FastCollateMixup", False), ("Mixup", True)])
+def test_timms_mixers_mix_the_soft_labels_of_torchvisions_datasets(
+    mixer: str, early: bool, painted: Painted, folder_maps: Path
+) -> None:
+    """Only timm's datasets taught timm: FastCollateMixup made class 0 of every label of an ImageFolder."""
+    program = f"""
+import sys
+if {early}:
+    import timm.data
+import torch
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+from torchrelabel import LabelMapDataset
+
+to_array = transforms.Compose([transforms.RandomResizedCrop(32), transforms.PILToTensor(), lambda x: x.numpy()])
+plain = ImageFolder({str(painted.root)!r}, to_array)
+wrapped = LabelMapDataset(plain, {str(folder_maps)!r})
+import timm.data
+
+results = []
+for dataset in (plain, wrapped):
+    torch.manual_seed(0)
+    timm.data.mixup.np.random.seed(0)
+    mix = timm.data.{mixer}(mixup_alpha=0.8, cutmix_alpha=1.0, num_classes=7, mode="elem")
+    indices = [5, 1, 3, 0]
+    batch = dataset.__getitems__(indices) if hasattr(dataset, "__getitems__") else [dataset[i] for i in indices]
+    if {mixer!r} == "Mixup":
+        images, labels = timm.data.loader.fast_collate(batch)
+        results.append(mix(images.float(), labels)[1])
+    else:
+        results.append(mix(batch)[1])
+assert results[0].shape == (4, 7), results[0].shape
+assert (results[0].sum(0) > 0.05).sum() >= 4, results[0]
+torch.testing.assert_close(*results)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 # NaFlex: images are transformed outside the dataset, and what goes wrong there becomes a warning.
 
 

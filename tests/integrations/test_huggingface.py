@@ -267,9 +267,26 @@ def test_several_crops_of_an_image_are_refused(painted: Painted) -> None:
 
 
 def test_a_crop_after_the_image_became_a_tensor_is_refused(painted: Painted) -> None:
-    augment = transforms.Compose([AUGMENT, transforms.CenterCrop(24)])
+    augment = transforms.Compose([AUGMENT, lambda image: image[:, :24, :24]])
     fn = lambda batch: {**batch, "pixel_values": [augment(image) for image in batch["image"]]}  # noqa: E731
     with pytest.raises(CropNotSeen, match=r"an image of 24 x 24 pixels \(H x W\), and the one last seen had 32 x 48"):
+        relabel_transform(fn, painted.store)(decoded(painted, 1))
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        transforms.RandomResizedCrop((32, 48)),
+        transforms.CenterCrop(24),
+        transforms.Compose([transforms.ColorJitter(0.1), transforms.RandomCrop((32, 48), padding=16)]),
+    ],
+    ids=["of a tensor", "to another size", "padded, after jitter"],
+)
+def test_a_crop_that_a_function_hides_is_refused(painted: Painted, late: Any) -> None:
+    """A second crop of the size of the first was not seen, and the label was that of the first."""
+    augment = transforms.Compose([AUGMENT, late])
+    fn = lambda batch: {**batch, "pixel_values": [augment(image) for image in batch["image"]]}  # noqa: E731
+    with pytest.raises(CropNotSeen, match=r"^(Random|Center)\w*Crop\(.* got Tensor and cropped or padded it"):
         relabel_transform(fn, painted.store)(decoded(painted, 1))
 
 

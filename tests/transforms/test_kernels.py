@@ -146,7 +146,7 @@ def test_a_step_is_refused_if_it_shows_black_where_the_image_goes_on_and_only_th
         y, x = np.mgrid[: canvas[0], : canvas[1]] + 0.5
         (scale_x, _, shift_x), (_, scale_y, shift_y), _ = view.astype(float)
         x_in_image, y_in_image = scale_x * x + shift_x, scale_y * y + shift_y
-        within = (0 < x_in_image) & (x_in_image < image_size[1]) & (0 < y_in_image) & (y_in_image < image_size[0])
+        within = (x_in_image > 0) & (x_in_image < image_size[1]) & (y_in_image > 0) & (y_in_image < image_size[0])
         if (within & (image[2].numpy() == 0)).any():
             with pytest.raises(UntrackedTransformError, match="show padding where the image goes on"):
                 getattr(F, name)(label_map, **arguments)

@@ -243,3 +243,84 @@ def test_a_crop_within_a_container_is_looked_for() -> None:
         sample.run(
             steps_of(v1.Compose([v1.CenterCrop(80), v1.ToTensor(), inner])), TrackedImage.of(picture(BLOCKS), sample)
         )
+
+
+def test_a_known_pipeline_may_solarize_where_flips_matter() -> None:
+    """Thumbnails were compared, and every second solarized image passed for a flipped one."""
+    steps = steps_of(v1.Compose([v1.RandomResizedCrop(64), v1.ToTensor(), v1.RandomSolarize(0.5, p=1)]))
+    refused = 0
+    for seed in range(40):
+        torch.manual_seed(seed)
+        with LoadingSample() as sample:
+            image = picture(np.random.default_rng(seed).integers(0, 7, (3, 5)))
+            result = sample.run(steps, TrackedImage.of(image, sample))
+            sample.check_unmoved(result, "The end")
+            sample._known = False
+            try:
+                sample.check_unmoved(result, "The end")
+            except CropNotSeen:
+                refused += 1
+    assert refused  # or this test would not tell anything
+
+
+def test_a_flip_under_an_eraser_is_noticed_by_its_name() -> None:
+    """Thumbnails were compared, and a large erased patch could hide the flip."""
+    steps = steps_of(v1.Compose([v1.CenterCrop(60), v1.ToTensor(), v1.RandomHorizontalFlip(1)]))
+    with LoadingSample() as sample:
+        result = sample.run(steps, TrackedImage.of(picture(BLOCKS), sample))
+        with pytest.raises(CropNotSeen, match=r"image that RandomHorizontalFlip\(p=1\) had flipped"):
+            sample.check_unmoved(torch.zeros_like(result), "The end")
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "known"),
+    [
+        (v1.Compose([v1.RandomResizedCrop(9), v1.ToTensor(), v1.RandomErasing()]), True),
+        (v2.Compose([v2.RandomResizedCrop(9), v2.Compose([v2.ToImage()]), v2.RandAugment()]), True),
+        (v1.Compose([v1.Lambda(lambda image: image)]), False),
+        (v1.RandomApply([v1.ToTensor()]), False),
+        (v2.RandomChoice([v2.ToImage()]), False),
+        (torch.nn.Sequential(v1.CenterCrop(9)), False),
+        (Recorded([v1.CenterCrop(9)]), False),
+        (lambda image: image, False),
+    ],
+    ids=str,
+)
+def test_which_pipelines_are_told_by_their_names(pipeline: Any, known: bool) -> None:
+    assert steps_of(pipeline).known is known
+
+
+def test_modules_that_other_threads_run_are_nobodys_step() -> None:
+    with LoadingSample() as sample, sample.listening():
+        thread = threading.Thread(target=lambda: v1.CenterCrop(3)(tensor()))
+        thread.start()
+        thread.join()
+        with pytest.raises(CropNotSeen, match=r"^CenterCrop\(size=\(3, 3\)\) got Tensor and cropped"):
+            v1.CenterCrop(3)(tensor())
+
+
+def test_nobody_listens_once_a_sample_is_loaded() -> None:
+    with LoadingSample() as sample, pytest.raises(CropNotSeen), sample.listening():
+        v1.CenterCrop(3)(tensor())
+    with LoadingSample():
+        v1.CenterCrop(3)(tensor())
+
+
+def test_a_step_that_failed_leaves_the_others_in_order() -> None:
+    class Fails(v1.CenterCrop):
+        def forward(self, img: Any) -> Any:
+            raise OSError
+
+    with LoadingSample() as sample, sample.listening():
+        image = TrackedImage.of(picture(BLOCKS), sample)
+
+        class Tries(torch.nn.Module):
+            def forward(self, img: Any) -> Any:
+                try:
+                    return Fails(3)(img)
+                except OSError:
+                    return v1.CenterCrop(40)(img)
+
+        Tries()(image)
+        with pytest.raises(CropNotSeen, match=r"^RandomCrop"):
+            v1.RandomCrop(20)(v1.functional.to_tensor(sample.image))

@@ -6,6 +6,7 @@ import copy
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -14,21 +15,22 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
+from torchvision.datasets import DatasetFolder
 from torchvision.datasets.vision import StandardTransform
 from torchvision.transforms.v2 import functional as F
 
-from torchrelabel.data.keys import Key, KeyPrefix, class_indices, find_key_prefix, key_of
+from torchrelabel.data.keys import Key, KeyPrefix, class_indices, find_key_prefix, key_of, root_of
 from torchrelabel.data.lazy_label import LazyLabel, pool_together
 from torchrelabel.data.records import SeenRecord, check_complete, label_map_of
-from torchrelabel.data.tell_tale_reader import TellTaleReader
-from torchrelabel.data.timm_soft_targets import accept_soft_targets
+from torchrelabel.data.tell_tale_reader import TellTaleLoader, TellTaleReader
+from torchrelabel.data.timm_soft_targets import accept_soft_targets_if_loaded
 from torchrelabel.data.tracked_image import TrackedImage
 from torchrelabel.errors import CropNotSeen, UntrackedTransformError
 from torchrelabel.label_map import LabelMap
 from torchrelabel.pooling import LabelPooling
 from torchrelabel.store import LabelStore
 from torchrelabel.transforms import Finding, check_pipeline
-from torchrelabel.transforms._loading import LoadingSample, Steps, size_of, steps_of
+from torchrelabel.transforms._loading import LoadingSample, Steps, loading_sample, size_of, steps_of
 from torchrelabel.view_box import ViewBox
 
 __all__ = ["LabelMapDataset"]
@@ -118,6 +120,9 @@ class LabelMapDataset(Dataset[Any]):
         if onehot and pooling is None:
             raise ValueError("onehot= changes labels, not maps: it needs a pooling, got pooling=None.")
         self._dataset, self.transform = _without_transform(dataset)
+        # A dataset without that attribute changes its images in a place of its own, if at all.
+        taken = any(getattr(layer, "transform", None) is _as_loaded for layer in _layers(self._dataset))
+        self._transforms_inside = not taken and crop != "full"
         self.transforms = transforms
         self._check_one_pipeline()
         if transforms is not None:
@@ -138,13 +143,11 @@ class LabelMapDataset(Dataset[Any]):
         self._look_some_up(guess=key is None and key_prefix is None)
         readers = (getattr(layer, "reader", None) for layer in _layers(self._dataset))
         self._timms_readers = [reader for reader in readers if isinstance(reader, TellTaleReader)]
-        if self._timms_readers:
-            accept_soft_targets()
+        accept_soft_targets_if_loaded()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if self._timms_readers:
-            accept_soft_targets()  # a spawned worker has a timm of its own
+        accept_soft_targets_if_loaded()  # a spawned worker has a timm of its own
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -165,12 +168,13 @@ class LabelMapDataset(Dataset[Any]):
         long.
         """
         self._check_one_pipeline()
+        accept_soft_targets_if_loaded()  # a script may load timm's collates after it has made the dataset
         for reader in self._timms_readers:
             reader.forget()
         indices = [self._from_start(index) for index in indices]
         keys = [self._key_at(index) for index in indices]
         records = [self.label_maps.get(key) for key in keys]
-        steps = () if self.transform is None else steps_of(self.transform)
+        steps = None if self.transform is None else steps_of(self.transform)
         items = [self._load(*asked, steps) for asked in zip(indices, keys, records, strict=True)]
         labels = [label() if isinstance(label, partial) else label for _, label, *_ in items]
         if self.pooling is not None:
@@ -188,19 +192,21 @@ class LabelMapDataset(Dataset[Any]):
             raise IndexError(f"There are {len(self)} images in this dataset, asked for number {index}.")
         return index + len(self)
 
-    def _load(self, index: int, key: str, record: Any, steps: Steps) -> Any:
+    def _load(self, index: int, key: str, record: Any, steps: Steps | None) -> Any:
         """An item, with its label, or its label map, or what makes one of them, followed by the dataset's own target.
 
         ``key`` and ``record``, None for a missing one, are those of the image asked for.
         """
         with LoadingSample() as sample:
-            item = self._dataset[index]
-            if not isinstance(item, (tuple, list)) or len(item) < 2 or isinstance(item[1], PIL.Image.Image):
+            with sample.listening() if self._transforms_inside else nullcontext():
+                item = self._dataset[index]
+            if not isinstance(item, (tuple, list)) or len(item) < 2 or isinstance(item[1], _NO_TARGETS):
                 raise TypeError(
                     f"LabelMapDataset expects a dataset of (image, target, ...), and {type(self._dataset).__name__} "
-                    f"returned {_kinds(item)}."
+                    f"returned {_kinds(item)}. Give it a dataset that returns them in this order."
                 )
             image, target, *rest = item
+            self._check_as_loaded(image, sample)
             found = partial(self._record_of_loaded, index, key, record, sample.read)
             label: Any
             if self.transforms is not None:
@@ -216,6 +222,22 @@ class LabelMapDataset(Dataset[Any]):
                 image = self._followed(image, steps, sample)
                 label = partial(self._label, found, target, image, sample)
         return (image, label, target, *rest)
+
+    def _check_as_loaded(self, image: Any, sample: LoadingSample) -> None:
+        """Raise unless the dataset gave just the one image that it opened, for whose pixels the label map is."""
+        name, transform = type(self._dataset).__name__, "its transform"
+        if len(sample.given) > 1:
+            raise CropNotSeen(
+                f"{name} gave {len(sample.given)} images to {transform} for one sample, so it is unknown which of them "
+                f"the label should be for. Give LabelMapDataset a dataset of one image a sample."
+            )
+        if sample.given and image is not sample.given[0]:
+            raise CropNotSeen(
+                f"{name} changes an image after {transform}, and LabelMapDataset runs that transform on what the "
+                f"dataset gives: the order would be another. Make the change a part of the transform."
+            )
+        if sample.opened is not None and image is not sample.opened:
+            sample.check_same(image, name)
 
     # Only what a script asks the dataset for by name. Dunder methods are looked up on the class and are not passed on:
     # the __getitems__ of a wrapped Subset, for one, would let a DataLoader fetch its hard labels.
@@ -277,13 +299,14 @@ class LabelMapDataset(Dataset[Any]):
             label = label_map.seen_through(label_map.view_box, label.canvas_size)
         return image, self._one_hot(target) if record is None else label
 
-    def _followed(self, image: Any, steps: Steps, sample: LoadingSample) -> Any:
+    def _followed(self, image: Any, steps: Steps | None, sample: LoadingSample) -> Any:
         """Run the dataset's own pipeline while the sample finds out what it leaves to be seen."""
-        if isinstance(image, PIL.Image.Image) and steps:
-            image = TrackedImage.of(image, sample)
-        elif steps:
-            sample.image = image
-        image = sample.run(steps, image)
+        if steps is not None:
+            if isinstance(image, PIL.Image.Image):
+                image = TrackedImage.of(image, sample)
+            else:
+                sample.image = image
+            image = sample.run(steps, image)
         if self.pooling is None or self.pooling.output_size != (1, 1):
             # Here the label depends on flips after the crop too, and the pixels that tell are not kept.
             sample.check_one_crop(self.transform)
@@ -357,11 +380,15 @@ class LabelMapDataset(Dataset[Any]):
 
 
 _THE_END = "The end of the pipeline"
+_NO_TARGETS = (PIL.Image.Image, str, bytes, os.PathLike)
 _NO_MAP = LabelMap(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1, dtype=torch.long), num_classes=1, canvas_size=(1, 1))
 
 
 def _as_loaded(image: Any) -> Any:
     """The transform of a dataset whose images are transformed by LabelMapDataset."""
+    sample = loading_sample()
+    if sample is not None and not any(image is given for given in sample.given):
+        sample.given.append(image)
     return image
 
 
@@ -401,6 +428,11 @@ def _without_transform(dataset: Any) -> tuple[Any, Callable[..., Any] | None]:
             f"seen. Give all of it to one of them."
         )
     dataset.transform = _as_loaded
+    if isinstance(dataset, Subset):  # with a transform of its own: what it holds still opens the images
+        dataset.dataset, _ = _without_transform(dataset.dataset)
+    root = root_of(dataset)
+    if isinstance(dataset, DatasetFolder) and root is not None:
+        dataset.loader = TellTaleLoader(dataset.loader, root)
     if hasattr(dataset, "reader"):
         dataset.reader = TellTaleReader(dataset.reader)
     if isinstance(getattr(dataset, "transforms", None), StandardTransform):

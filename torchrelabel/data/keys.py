@@ -18,6 +18,7 @@ __all__ = [
     "key_of",
     "reader_key",
     "relative_key",
+    "root_of",
     "shard_key",
 ]
 
@@ -66,8 +67,7 @@ def key_of(dataset: Any, index: int, key: Key | None = None) -> str:
     if isinstance(dataset, ConcatDataset):
         part, inner = _part_of(dataset, index)
         return key_of(dataset.datasets[part], inner)
-    # torchvision's ImageNet: its root holds the split folders, and a split is what is annotated and trained on.
-    root = getattr(dataset, "split_folder", getattr(dataset, "root", None))
+    root = root_of(dataset)
     for attribute in _PATH_ATTRIBUTES:
         items = getattr(dataset, attribute, None)
         if isinstance(items, (list, tuple)) and items and root is not None:
@@ -82,6 +82,13 @@ def key_of(dataset: Any, index: int, key: Key | None = None) -> str:
         f"a function from index to the key in the store (the image's path relative to the annotated folder), or one "
         f"key for each index."
     )
+
+
+def root_of(dataset: Any) -> str | os.PathLike[str] | None:
+    """The folder that the keys of a dataset's images are relative to, where it knows one."""
+    # torchvision's ImageNet: its root holds the split folders, and a split is what is annotated and trained on.
+    root: str | os.PathLike[str] | None = getattr(dataset, "split_folder", getattr(dataset, "root", None))
+    return root
 
 
 def reader_key(reader: Any, index: int) -> str:

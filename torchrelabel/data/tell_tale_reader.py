@@ -1,14 +1,40 @@
-"""TellTaleReader: the reader of timm's ImageDataset, telling which image was really loaded."""
+"""What a dataset reads its images with, telling which image was really loaded."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from torchrelabel.data.keys import reader_key
+from torchrelabel.data.keys import reader_key, relative_key
 from torchrelabel.transforms._loading import loading_sample
 
-__all__ = ["TellTaleReader"]
+__all__ = ["TellTaleLoader", "TellTaleReader"]
+
+
+class TellTaleLoader:
+    """The ``loader`` of torchvision's ``DatasetFolder``, telling the sample being loaded which images it opens.
+
+    A subclass may go on to another image where one is broken, or number its images otherwise than ``samples`` does:
+    the last one opened is the one that came.
+
+    Args:
+        loader: From path to image.
+        root: The folder that the keys of a store are relative to.
+    """
+
+    def __init__(self, loader: Callable[[str], Any], root: str | os.PathLike[str]) -> None:
+        self._loader = loader
+        self._root = root
+
+    def __call__(self, path: str) -> Any:
+        sample = loading_sample()
+        if sample is None:
+            return self._loader(path)
+        sample.read.append(partial(relative_key, path, self._root))
+        sample.opened = self._loader(path)
+        return sample.opened
 
 
 class TellTaleReader:

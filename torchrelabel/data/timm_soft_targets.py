@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -13,7 +14,7 @@ from torch.nn.functional import log_softmax
 
 from torchrelabel.data.lazy_label import resolved
 
-__all__ = ["accept_soft_targets", "fast_collate"]
+__all__ = ["accept_soft_targets", "accept_soft_targets_if_loaded", "fast_collate"]
 
 _ORIGINAL: dict[str, Callable[..., Any]] = {}
 
@@ -21,8 +22,8 @@ _ORIGINAL: dict[str, Callable[..., Any]] = {}
 def accept_soft_targets() -> None:
     """Let timm's own collates, mixers and losses take soft labels, in this process.
 
-    Called when a :class:`~torchrelabel.LabelMapDataset` wraps a dataset of timm's, and again in each worker that gets
-    such a dataset. Without it timm 1.0.31's ``FastCollateMixup`` makes class indices, all 0 or 1, of soft labels
+    Called by each :class:`~torchrelabel.LabelMapDataset` in a process that has loaded ``timm.data``, also in a worker,
+    before its first batch. Without it timm 1.0.31's ``FastCollateMixup`` makes class indices, all 0 or 1, of soft labels
     without a word, and others stop with errors. What is given class indices does what it did before, to the bit.
 
     ``fast_collate`` and the mixers (``Mixup``, ``FastCollateMixup``, ``NaFlexMixup``) do not learn what to do with a
@@ -59,6 +60,12 @@ def accept_soft_targets() -> None:
         return
     _replace(NaFlexCollator, "__call__", _naflex_collate)
     _replace(NaFlexMixup, "__call__", _naflex_mixup)
+
+
+def accept_soft_targets_if_loaded() -> None:
+    """The same, where somebody has loaded ``timm.data``: what nobody has loaded need not be taught."""
+    if not _ORIGINAL and "timm.data" in sys.modules:
+        accept_soft_targets()
 
 
 def fast_collate(batch: Any) -> Any:

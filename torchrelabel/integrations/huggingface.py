@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from io import BytesIO
 from typing import Any
 
@@ -260,7 +261,8 @@ class _Relabelled:
         with LoadingSample() as sample:
             given = image if self.full else TrackedImage.of(image, sample)
             before = {**row, self.image_column: [given]}
-            result = self.fn(dict(before))
+            with nullcontext() if self.full else sample.listening():
+                result = self.fn(dict(before))
             if not isinstance(result, Mapping) or any(len(column) != 1 for column in result.values()):
                 raise TypeError(f"{short(self.fn)} must return a dict with a list for each column, an entry an image.")
             made = {name: column for name, column in result.items() if column is not before.get(name)}

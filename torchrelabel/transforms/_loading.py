@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar, Token
-from typing import Any
+from functools import cache, partial
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import PIL.Image
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as nn_functional
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._pytree import tree_flatten
 from torchvision import transforms as v1
 from torchvision.transforms import v2
@@ -28,14 +32,33 @@ WAYS_OUT = (
     "crop='full' to pool the whole image on purpose."
 )
 
-# What torchvision, timm and their users call the steps that take a part of an image or add to it.
+# What torchvision, timm and their users call the steps that take a part of an image or add to it, that mirror it, and
+# that move what is in it otherwise.
 _CROPS = re.compile("Crop|Pad|ZoomOut")
+_FLIPS = re.compile("Flip|Mirror")
+_MOVES = re.compile("Rotat|Affine|Perspective|Elastic|Shear|Translat|Augment|AugMix")
+_CROPPING_FUNCTIONS = re.compile("crop|pad($|_)|zoom_out")
 
-# What a pipeline calls one after the other, each with whether its name says that it crops or pads.
-Steps = Sequence[tuple[Callable[[Any], Any], bool]]
+_CROP, _FLIP, _MOVE = "crop", "flip", "move"
 
 _COMPOSE = (v1.Compose, v2.Compose)
-_LISTS = (torch.nn.Sequential, torch.nn.ModuleList)
+_LISTS = (nn.Sequential, nn.ModuleList)
+
+# Modules of the steps whose names tell all that they do; of these, Lambda and RandomApply and the like do not.
+_LIBRARIES = ("torchvision.transforms.", "timm.data.")
+
+
+class Steps(NamedTuple):
+    """What a pipeline calls one after the other.
+
+    Attributes:
+        calls: Each with what its name says that it does to an image: "crop" (or pad), "flip", "move", or None.
+        known: Whether their names tell all that they do, since each is a plain step of torchvision's or timm's.
+    """
+
+    calls: Sequence[tuple[Callable[[Any], Any], str | None]]
+    known: bool
+
 
 # Worker threads of one process load different samples: each sees its own.
 _current: ContextVar[LoadingSample | None] = ContextVar("torchrelabel_loading_sample", default=None)
@@ -92,6 +115,10 @@ class LoadingSample:
         size: Its size (H, W), None if there is no such image.
         branched: Whether two views were taken of one image, so that nobody can tell which one was kept.
         read: What gives the key of each image that the dataset opened, where it tells; the last one was loaded.
+        opened: That image, as it was opened, where the dataset tells; None once the pipeline has run.
+        given: Each image that the dataset gave to its own transform, as long as the pipeline runs.
+        moved: The latest step that flipped or moved an image unseen, None if none did.
+        flipped: The same for a flip.
     """
 
     def __init__(self) -> None:
@@ -99,8 +126,14 @@ class LoadingSample:
         self.image: Any = None
         self.branched = False
         self.read: list[Callable[[], str]] = []
+        self.opened: Any = None
+        self.given: list[Any] = []
+        self.moved: Any = None
+        self.flipped: Any = None
         self._size: tuple[int, int] | None = None
         self._crops = 0
+        self._cropped: list[Any] = []
+        self._known = False
         self._token: Token[LoadingSample | None] | None = None
 
     def __enter__(self) -> LoadingSample:
@@ -111,7 +144,9 @@ class LoadingSample:
         assert self._token is not None
         _current.reset(self._token)
         self._size = size_of(self.image)
-        self.image = None  # it knows this sample: as a cycle, its pixels would wait for the garbage collector
+        # They know this sample: as a cycle, their pixels would wait for the garbage collector.
+        self.image = self.opened = None
+        self.given, self._cropped = [], []
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -134,20 +169,77 @@ class LoadingSample:
                 then, or since the step pads. An image of the expected size may come out of it, so this is the moment
                 to notice.
         """
-        for step, is_crop in steps:
-            crops, given = self._crops, image
-            image = step(image)
-            if not isinstance(image, Tensor) and getattr(image, "sample", None) is self:
-                # A TrackedImage: it knows best what it shows.
-                self.view, self.image, self.branched = image.view, image, False
-            elif is_crop and self._crops == crops and image is not self.image and not self.branched:
-                kind = "a PIL image" if isinstance(given, PIL.Image.Image) else type(given).__name__
-                raise CropNotSeen(
-                    f"{short(step)} got {kind} and cropped or padded it in a way that could not be followed, so the "
-                    f"label is unknown. Crops are seen of PIL images, before they become tensors and before steps that "
-                    f"make a new image (ColorJitter, rotations, padding). {WAYS_OUT}"
-                )
+        with nullcontext() if steps.known else self.listening():
+            self._known = steps.known
+            for step, kind in steps.calls:
+                crops, given = self._crops, image
+                image = step(image)
+                if not isinstance(image, Tensor) and getattr(image, "sample", None) is self:
+                    # A TrackedImage: it knows best what it shows.
+                    self.view, self.image, self.branched = image.view, image, False
+                elif kind is not None and image is not self.image and (kind == _CROP or image is not given):
+                    self._unseen(step, kind, given, crops)
         return image
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Notice the steps within functions and objects that nobody can look into, where these steps are modules.
+
+        Raises:
+            CropNotSeen: As :meth:`run`.
+        """
+        begun: list[tuple[nn.Module, int]] = []
+
+        def before(module: nn.Module, _: Any) -> None:
+            if loading_sample() is self:  # and not a model that another thread runs
+                begun.append((module, self._crops))
+
+        def after(module: Any, args: Any, result: Any) -> None:
+            if loading_sample() is not self:
+                return
+            crops = self._crops
+            while begun:  # those on top of this one have raised, and somebody went on
+                started, crops = begun.pop()
+                if started is module:
+                    break
+            kind = _kind_of(module.__class__)
+            if kind is None:
+                return
+            given, image = (
+                next(iter(value), None) if isinstance(value, (tuple, list)) else value for value in (args, result)
+            )
+            if not _sizes(image) or image is given or image is self.image or getattr(image, "sample", None) is self:
+                return
+            self._unseen(module, kind, given, crops)
+
+        handles = [register_module_forward_pre_hook(before), register_module_forward_hook(after)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _unseen(self, step: Any, kind: str, given: Any, crops: int) -> None:
+        """Raise, or take note, if a step whose name says what it does was not seen doing it.
+
+        Args:
+            step: What made a new image.
+            kind: Of :attr:`Steps.calls`.
+            given: What it was called on.
+            crops: How many crops had been seen before.
+        """
+        if self._crops != crops or self.branched:
+            return
+        if kind == _CROP:
+            what = "a PIL image" if isinstance(given, PIL.Image.Image) else type(given).__name__
+            raise CropNotSeen(
+                f"{short(step)} got {what} and cropped or padded it in a way that could not be followed, so the "
+                f"label is unknown. Crops are seen of PIL images, before they become tensors and before steps that "
+                f"make a new image (ColorJitter, rotations, padding). {WAYS_OUT}"
+            )
+        self.moved = step
+        if kind == _FLIP:
+            self.flipped = step
 
     def check_one_crop(self, pipeline: Any, ways_out: str = WAYS_OUT) -> None:
         """Raise unless one crop was seen while a pipeline, None for an unknown one, ran."""
@@ -176,12 +268,21 @@ class LoadingSample:
                 f"{', '.join(type(inpt).__name__ for inpt in inputs)}."
             )
         self.check_size(image, "RandomResizedCropWithLabelMap")
-        if self._crops and not _alike(self.image, image):
+        if self.moved is not None:
             raise CropNotSeen(
-                f"RandomResizedCropWithLabelMap got another image than the one last seen of this sample, so it is "
-                f"unknown which of them the label should be for. {WAYS_OUT}"
+                f"RandomResizedCropWithLabelMap got an image whose pixels {short(self.moved)} had moved in a way that "
+                f"could not be followed, so the label is unknown. Crop first. {WAYS_OUT}"
             )
-        self.check_unmoved(image, "RandomResizedCropWithLabelMap")
+        if not self._known:
+            if self._crops and not _alike(self.image, image):
+                raise CropNotSeen(
+                    f"RandomResizedCropWithLabelMap got another image than the one last seen of this sample, so it is "
+                    f"unknown which of them the label should be for. {WAYS_OUT}"
+                )
+            self.check_unmoved(image, "RandomResizedCropWithLabelMap")
+        if any(_same_pixels(image, before) for before in self._cropped):
+            self.branched = True
+        self._cropped.append(image)
         # A map of one cell with the view known so far rides along, and comes back with the crop's.
         probe = LabelMap(
             torch.zeros(1, 1, 1),
@@ -195,7 +296,7 @@ class LoadingSample:
         return cropped
 
     def check_size(self, result: Any, by: str) -> None:
-        """Raise if an image has another size than the one last seen: it was cropped or resized unseen.
+        """Raise if an image has another size than the one last seen, or is several: it was changed unseen.
 
         Args:
             result: An image, or any structure of images.
@@ -206,6 +307,12 @@ class LoadingSample:
             return
         for image in [result] if isinstance(result, Tensor) else tree_flatten(result)[0]:
             sizes = _sizes(image)
+            views = math.prod(image.shape[:-3]) if sizes and isinstance(image, (Tensor, np.ndarray)) else 1
+            if views > 1:
+                raise CropNotSeen(
+                    f"{by} got {views} images in one, {list(image.shape)}, so it is unknown which of them the label "
+                    f"should be for. {WAYS_OUT}"
+                )
             if sizes and was not in sizes:
                 raise CropNotSeen(
                     f"{by} got an image of {sizes[0][0]} x {sizes[0][1]} pixels (H x W), and the one last seen had "
@@ -214,9 +321,35 @@ class LoadingSample:
                     f"that make a new image (ColorJitter); or pass a v2 pipeline as LabelMapDataset(..., transforms=)."
                 )
 
+    def check_same(self, image: Any, by: str) -> None:
+        """Raise if an image cannot be the one that was opened, with other colours at most.
+
+        Args:
+            image: What became of it before any transform ran.
+            by: Who made it.
+
+        Raises:
+            CropNotSeen: As said.
+        """
+        was, now = _sizes(self.opened), _sizes(image)
+        if not was or not now:
+            return
+        if was[0] not in now or _flipped(self.opened, image) or not _alike(self.opened, image):
+            raise CropNotSeen(
+                f"{by} crops, resizes or flips an image between opening and transforming it, so the label is unknown. "
+                f"Make that a part of the transform."
+            )
+
     def check_unmoved(self, result: Any, by: str) -> None:
         """Raise if an image is not the one last seen but for its colours: other in size, or flipped."""
         self.check_size(result, by)
+        if self.flipped is not None:
+            raise CropNotSeen(
+                f"{by} got an image that {short(self.flipped)} had flipped in a way that could not be followed. Flip "
+                f"while it is a PIL image; or pass a v2 pipeline as LabelMapDataset(..., transforms=)."
+            )
+        if self._known:
+            return  # the names of all steps were read: none else flips
         for image in tree_flatten(result)[0] if _sizes(self.image) else ():
             if _sizes(image) and image is not self.image and _flipped(self.image, image):
                 raise CropNotSeen(
@@ -241,21 +374,56 @@ def short(pipeline: Any) -> str:
 
 def steps_of(pipeline: Any) -> Steps:
     """The steps of a pipeline. A subclass of Compose may do more than call its transforms, and is one step."""
+    calls = list(_calls(pipeline))
+    return Steps([(step, _kind(step)) for step in calls], all(map(_is_known, calls)))
+
+
+def _calls(pipeline: Any) -> Iterator[Any]:
     if type(pipeline) not in _COMPOSE:
-        return [(pipeline, _is_crop(pipeline))]
-    return [inner for step in pipeline.transforms for inner in steps_of(step)]
+        yield pipeline
+        return
+    for step in pipeline.transforms:
+        yield from _calls(step)
+
+
+def _is_known(step: Any) -> bool:
+    kind = type(step)
+    holds_others = hasattr(step, "lambd") or hasattr(step, "transforms") or isinstance(step, _LISTS)
+    return kind.__module__.startswith(_LIBRARIES) and not holds_others
+
+
+def _kind(step: Any) -> str | None:
+    """What the name of a step, or of one within it, says that it does."""
+    return _CROP if _is_crop(step) else _kind_of(step.__class__)
 
 
 def _is_crop(step: Any) -> bool:
     """Whether a step, or one within it, is named as one that crops or pads."""
-    if _named_as_crop(step.__class__):
+    if isinstance(step, partial):
+        return _is_crop(step.func)
+    if _kind_of(step.__class__) == _CROP or _CROPPING_FUNCTIONS.search(getattr(step, "__name__", "")):
         return True
+    if hasattr(step, "lambd"):
+        return _is_crop(step.lambd)
     inner = getattr(step, "transforms", step)
+    if isinstance(inner, _COMPOSE):
+        inner = inner.transforms
     return isinstance(inner, (list, tuple, *_LISTS)) and any(map(_is_crop, inner))
 
 
-def _named_as_crop(kind: type) -> bool:
-    return any(_CROPS.search(base.__name__) for base in kind.__mro__)
+@cache
+def _kind_of(kind: Hashable) -> str | None:
+    """What the name of a class says that it does."""
+    names = [base.__name__ for base in cast(type, kind).__mro__]
+    kinds = {_CROP: _CROPS, _FLIP: _FLIPS, _MOVE: _MOVES}
+    return next((what for what, pattern in kinds.items() if any(map(pattern.search, names))), None)
+
+
+def _same_pixels(image: Any, other: Any) -> bool:
+    """Whether two images are one object, or tensors that share their memory."""
+    if not isinstance(image, Tensor) or not isinstance(other, Tensor):
+        return image is other
+    return image.shape == other.shape and image.data_ptr() == other.data_ptr()
 
 
 def _sizes(image: Any) -> list[tuple[int, int]]:
