@@ -528,3 +528,13 @@ BATCH_PARTS = {
 def test_a_wrong_part_of_a_batch_is_an_error(wrong, error, words):
     with pytest.raises(error, match=re.escape(words)):
         LabelMapBatch(**{**BATCH_PARTS, **wrong})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("part", ["scores", "residual"])
+def test_a_map_of_finite_numbers_only(part, value):
+    """An infinite score in a cell that was out of view made a label of NaN."""
+    parts = {"scores": torch.zeros(1, 2, 3), "residual": torch.zeros(2, 3)}
+    parts[part][..., 0] = value
+    with pytest.raises(ValueError, match=r"scores and the residual of a label map are finite numbers"):
+        LabelMap(classes=torch.zeros(1, 2, 3, dtype=torch.long), num_classes=2, canvas_size=(4, 6), **parts)

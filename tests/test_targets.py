@@ -48,7 +48,9 @@ def test_class_indices_are_returned_as_they_are() -> None:
     assert hard(labels) is labels
 
 
-@pytest.mark.parametrize("target", [[1, 2], torch.tensor(0.5), torch.rand(4, 1), torch.ones(4, 2, dtype=torch.bool)])
+@pytest.mark.parametrize(
+    "target", [[1, 2], torch.tensor(0.5), torch.rand(4, 1), torch.ones(4, 2, dtype=torch.bool), torch.rand(2, 9, 3, 4)]
+)
 def test_what_is_no_label_is_refused(target: Any) -> None:
     with pytest.raises(TypeError, match="hard takes"):
         hard(target)
@@ -224,3 +226,15 @@ def test_it_mixes_in_a_collate_function(soft: torch.Tensor, images: torch.Tensor
     mixer = mix_soft(v2.CutMix(num_classes=C))
     _, labels = mixer(*default_collate(list(zip(images, soft, strict=True))))
     torch.testing.assert_close(labels.sum(1), torch.ones(B))
+
+
+def test_labels_keep_their_precision_under_autocast(soft: torch.Tensor, images: torch.Tensor) -> None:
+    """Matrix products are of half precision there, and the labels were."""
+    mixer = mix_soft(v2.MixUp(num_classes=C))
+    torch.manual_seed(0)
+    expected = mixer(images, soft)[1]
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = mixer(images, soft)[1]
+    assert mixed.dtype == torch.float32
+    assert torch.equal(mixed, expected)

@@ -138,7 +138,8 @@ class LabelPooling(nn.Module):
             return pooled / self.temperature
         if self.activation == "argmax":
             best = pooled.argmax(1, keepdim=True)
-            return torch.zeros_like(pooled).scatter(1, best, 1.0)
+            nothing = pooled.amax(1, keepdim=True) == pooled.amin(1, keepdim=True)
+            return torch.where(nothing, 1 / pooled.shape[1], torch.zeros_like(pooled).scatter(1, best, 1.0))
         if score_kind == "logit":
             return (pooled / self.temperature).softmax(1)
         total = pooled.sum(1, keepdim=True)

@@ -19,10 +19,10 @@ def hard(target: Tensor) -> Tensor:
     """The class index of each label: for accuracy, and whatever else counts hits.
 
     Args:
-        target: Soft labels ``[..., C]``, floating; or class indices, integers of any shape.
+        target: Soft labels ``[C]``, ``[B, C]`` or ``[B, N, C]``, floating; or class indices, integers of any shape.
 
     Returns:
-        The class of the largest share, ``[...]``, int64; class indices are returned as they are.
+        The class of the largest share, ``[]``, ``[B]`` or ``[B, N]``, int64; class indices are returned as they are.
 
     Raises:
         TypeError: If it is neither, or a label map that is not pooled yet.
@@ -38,9 +38,11 @@ def hard(target: Tensor) -> Tensor:
         raise TypeError(f"hard takes soft labels (floating) or class indices (integers), got {target.dtype}.")
     if not target.is_floating_point():
         return target
-    if target.ndim == 0 or target.shape[-1] < 2:
+    if not 1 <= target.ndim <= 3 or target.shape[-1] < 2:
         raise TypeError(
-            f"hard takes soft labels [..., C] with C of 2 or more, got a floating tensor of shape {list(target.shape)}."
+            f"hard takes soft labels [C], [B, C] or [B, N, C] with C of 2 or more, got a floating tensor of shape "
+            f"{list(target.shape)}. Labels of token grids, [B, C, gh, gw], have their classes elsewhere: "
+            f"target.flatten(2).mT."
         )
     return target.argmax(-1)
 
@@ -105,7 +107,8 @@ def _mixed(mixer: Callable[..., Any], num_classes: int | None, images: Tensor, l
             "The mixer gives classes to samples that none of the batch has: it smooths labels. Make it without, and "
             "smooth in the loss (CrossEntropyLoss(label_smoothing=))."
         )
-    return images, mixing[:, :count].to(labels.dtype) @ labels
+    with torch.autocast(labels.device.type, enabled=False):  # it would round them to half precision
+        return images, mixing[:, :count].to(labels.dtype) @ labels
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["cell_probabilities", "draw_label_map", "require_matplotlib"]
+__all__ = ["cell_probabilities", "draw_label_map", "require_matplotlib", "require_picture"]
 
 _BAR, _BOX = "#3b6fb6", "#e4572e"
 
@@ -31,6 +32,30 @@ def require_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ImportError:
         raise ImportError("Pictures need matplotlib: pip install 'torchrelabel[viz]'") from None
+
+
+def require_picture(path: str | os.PathLike[str]) -> None:
+    """Raise an error where a picture could not be written, before the work that it is to show.
+
+    Args:
+        path: The picture.
+
+    Raises:
+        ValueError: If matplotlib has no format of this extension.
+        FileNotFoundError: If there is no folder to write it to.
+        ImportError: If matplotlib is not installed.
+    """
+    require_matplotlib()
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    if os.path.splitext(path)[1][1:].lower() not in FigureCanvasBase.get_supported_filetypes():
+        raise ValueError(
+            f"The name of a picture says its format, and matplotlib has none for {os.fspath(path)!r}. "
+            f"Give one that ends in .png, .svg or .pdf."
+        )
+    folder = os.path.dirname(path)
+    if folder and not os.path.isdir(folder):
+        raise FileNotFoundError(f"There is no folder {folder!r} for the picture. Make it first, or write elsewhere.")
 
 
 def cell_probabilities(label_map: LabelMap) -> Tensor:

@@ -850,3 +850,110 @@ def test_a_store_that_is_still_being_written_is_refused(painted: Painted, tmp_pa
             LabelMapDataset(folder(painted), tmp_path / "maps.lmdb")
         assert len(LabelMapDataset(folder(painted), tmp_path / "maps.lmdb", missing="onehot")) == len(painted.keys)
     assert len(LabelMapDataset(folder(painted), tmp_path / "maps.lmdb")) == len(painted.keys)
+
+
+# What silently meant something else.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"label_maps": 3}, r"label_maps is the path of a store.* got int: LabelMapDataset\(dataset, label_maps\)"),
+        ({"label_maps": {"a": object()}}, "holds LabelMap objects, or is a LabelStore; this one holds object"),
+        ({"pooling": LabelPooling}, r"pooling is a LabelPooling\(\) or None, got <class"),
+    ],
+    ids=["maps", "mapping", "class"],
+)
+def test_an_argument_of_another_type_is_named(painted: Painted, arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        LabelMapDataset(folder(painted), **{"label_maps": painted.store, **arguments})
+
+
+def test_arguments_in_the_wrong_order_are_told(painted: Painted) -> None:
+    with pytest.raises(TypeError, match=r"got ImageFolder: LabelMapDataset\(dataset, label_maps\)"):
+        LabelMapDataset([1], folder(painted))
+
+
+@pytest.mark.parametrize("keys", [lambda keys: keys[:-1], lambda keys: keys * 2], ids=["too few", "too many"])
+def test_a_list_of_keys_has_one_for_each_image(painted: Painted, keys: Any) -> None:
+    with pytest.raises(ValueError, match=r"key= has \d+ keys for a dataset of 7 images"):
+        LabelMapDataset(folder(painted), painted.store, key=keys(painted.keys))
+
+
+def test_a_target_transform_that_numbers_the_classes_otherwise_is_refused(painted: Painted) -> None:
+    """The soft labels never passed through it, and kept the order of the annotator."""
+    images = ImageFolder(painted.root, LEFT, target_transform=lambda target: (target + 1) % C)
+    with pytest.raises(ValueError, match="target_transform makes class 1 of class 0"):
+        LabelMapDataset(images, painted.store)
+
+
+@pytest.mark.parametrize("onehot", [0.0, 1.0])
+@pytest.mark.parametrize(
+    "target_transform",
+    [float, torch.tensor, lambda target: torch.eye(C)[target], lambda target: np.eye(C)[target].tolist()],
+    ids=["float", "tensor", "vector", "list"],
+)
+def test_a_target_may_be_an_index_or_a_vector(painted: Painted, target_transform: Any, onehot: float) -> None:
+    images = ImageFolder(painted.root, LEFT, target_transform=target_transform)
+    label = LabelMapDataset(images, painted.store, onehot=onehot)[4][1]
+    torch.testing.assert_close(label, torch.eye(C)[4] if onehot else left_label(painted, 4))
+
+
+def test_a_target_of_other_classes_has_no_share_in_a_label(painted: Painted) -> None:
+    images = ImageFolder(painted.root, LEFT, target_transform=lambda target: [0.0, 1.0, 0.0])
+    with pytest.raises((TypeError, ValueError), match=r"class index, or 7 numbers|target_transform makes class"):
+        LabelMapDataset(images, painted.store, onehot=0.5)[0]
+
+
+def test_bare_scores_are_no_label_where_a_map_keeps_all_classes(painted: Painted, tmp_path: Path) -> None:
+    """With K = C the shape of a map that lost its type is that of token labels."""
+    with LabelStoreWriter(tmp_path / "all", num_classes=C, top_k=C) as writer:
+        for key in painted.keys:
+            writer.put(key, np.zeros((C, ROWS, COLUMNS)), np.indices((C, ROWS, COLUMNS))[0])
+    images = folder(painted, None)
+    with pytest.raises(TypeError, match=r"The v2 pipeline made a tensor of shape \(7, 3, 5\) of the label map"):
+        LabelMapDataset(images, tmp_path / "all", transforms=lambda image, maps: (image, maps.flip(-1)))[0]
+    pooled = v2.Compose([v2.RandomResizedCrop(32), PoolLabelMap(LabelPooling((ROWS, COLUMNS)))])
+    assert LabelMapDataset(images, tmp_path / "all", transforms=pooled)[0][1].shape == (C, ROWS, COLUMNS)
+
+
+def test_the_parts_of_a_concatenation_have_names_of_their_own(painted: Painted, tmp_path: Path) -> None:
+    shutil.copytree(painted.root, tmp_path / "other")
+    both = ConcatDataset([folder(painted), ImageFolder(tmp_path / "other", LEFT)])
+    with pytest.raises(ValueError, match=r"each have an image '000\.class/image 0\.png', and the label maps"):
+        LabelMapDataset(both, painted.store)
+
+
+def test_a_crop_within_a_dataset_is_noticed_beside_a_joint_pipeline(painted: Painted) -> None:
+    """Its pixels were those of the crop, and the joint pipeline began with the label of the whole."""
+
+    class Inside(InMemory):
+        def __getitem__(self, index: int) -> Any:
+            return v1.CenterCrop(60)(self.images[index]), index
+
+    inside = Inside(painted)
+    del inside.transform
+    with pytest.raises(CropNotSeen, match=r"^CenterCrop\(size=\(60, 60\)\) got a PIL image and cropped"):
+        LabelMapDataset(inside, painted.store, transforms=JOINT, key=painted.keys)[0]
+    whole = LabelMapDataset(inside, painted.store, crop="full", key=painted.keys)[0][1]
+    torch.testing.assert_close(whole, LabelMapDataset(folder(painted), painted.store, crop="full")[0][1])
+
+
+@pytest.mark.parametrize("step", [v1.CenterCrop(60), v1.RandomHorizontalFlip(1), v1.RandomAffine(0, (0.4, 0.4))])
+def test_our_crop_within_a_dataset_wants_the_image_as_it_was(painted: Painted, step: Any) -> None:
+    """Whatever came before it, or cropped the tensor after it, went unnoticed in a dataset without a transform."""
+
+    class Inside(InMemory):
+        def __getitem__(self, index: int) -> Any:
+            return self.steps(self.images[index]), index
+
+    inside = Inside(painted)
+    del inside.transform
+    ours = RandomResizedCropWithLabelMap((40, 50))
+    dataset = LabelMapDataset(inside, painted.store, key=painted.keys)
+    inside.steps = v1.Compose([step, ours, v1.ToTensor()])
+    with pytest.raises(CropNotSeen, match=r"cropped or padded it|had moved in a way that could not be followed"):
+        dataset[0]
+    inside.steps = v1.Compose([ours, v1.ToTensor(), v1.RandomCrop((40, 50), padding=20)])
+    with pytest.raises(CropNotSeen, match=r"^RandomCrop\("):
+        dataset[0]

@@ -11,7 +11,7 @@ from torch.utils.data import ConcatDataset, Subset
 from torchvision import datasets
 
 from torchrelabel import LabelStore, LabelStoreWriter
-from torchrelabel.data.keys import KeyPrefix, find_key_prefix, key_of, relative_key
+from torchrelabel.data.keys import KeyPrefix, check_distinct, find_key_prefix, key_of, relative_key
 
 
 def bare(kind: type, **attributes: Any) -> Any:
@@ -125,3 +125,43 @@ def test_keys_of_other_images_are_not_made_to_fit(keys, tmp_path):
         for key in STORED:
             writer.put(key, np.zeros((1, 2, 3)), np.zeros((1, 2, 3), np.int64))
     assert find_key_prefix(keys, LabelStore(tmp_path / "maps")) is None
+
+
+def store_of(names, path):
+    with LabelStoreWriter(path, num_classes=2, top_k=1) as writer:
+        for key in names:
+            writer.put(key, np.zeros((1, 2, 3)), np.zeros((1, 2, 3), np.int64))
+    return LabelStore(path)
+
+
+TWO_DAYS = ["day1/a/1.png", "day1/b/2.png", "day2/a/1.png", "day2/b/2.png"]
+
+
+def test_one_of_several_folders_with_the_same_names_is_not_guessed(tmp_path):
+    """The first one in the store was taken."""
+    store = store_of(TWO_DAYS, tmp_path / "maps")
+    with pytest.raises(ValueError, match=r"'a/1\.png' may be 'day\d/a/1\.png' or 'day\d/a/1\.png'.* key_prefix='day"):
+        find_key_prefix(["a/1.png", "b/2.png"], store)
+
+
+@pytest.mark.parametrize("root", ["/data/shoot/day2", "shoot/day2/", "day2"])
+def test_the_name_of_the_root_tells_which_folder_of_the_store_it_is(root, tmp_path):
+    store = store_of(TWO_DAYS, tmp_path / "maps")
+    assert find_key_prefix(["a/1.png", "b/2.png"], store, root) == KeyPrefix("day2/")
+
+
+def test_the_name_of_the_root_finds_a_folder_deep_in_the_store(tmp_path):
+    store = store_of([f"x/{name}" for name in TWO_DAYS], tmp_path / "maps")
+    assert find_key_prefix(["a/1.png"], store, "/d/x/day2") == KeyPrefix("x/day2/")
+
+
+def test_two_folders_with_an_image_of_one_name_are_refused(tmp_path):
+    """Both got the map of the same image."""
+    one, other = (
+        bare(datasets.ImageFolder, root=f"/d/{day}", samples=[(f"/d/{day}/a/{n}.png", 0)])
+        for day, n in (("day1", 1), ("day2", 1))
+    )
+    with pytest.raises(ValueError, match=r"/d/day1 and /d/day2 each have an image 'a/1\.png'.*key_prefix="):
+        check_distinct(ConcatDataset([one, Subset(other, [0])]))
+    check_distinct(ConcatDataset([one, one]))
+    check_distinct(ConcatDataset([one, bare(datasets.ImageFolder, root="/d/day2", samples=[("/d/day2/a/7.png", 0)])]))

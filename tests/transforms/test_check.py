@@ -138,6 +138,14 @@ def test_what_comes_after_pooling_is_free():
     ]
 
 
+@pytest.mark.parametrize("crop", [v2.RandomResizedCrop(9), v2.CenterCrop(9), v2.RandomCrop(9)], ids=name_of)
+def test_a_crop_after_pooling_is_found(crop):
+    """The label was that of the whole image, and nobody said so."""
+    assert found([PoolLabelMap(), crop]) == [("[1]", name_of(crop), False)]
+    assert "Crop first, and pool last" in str(check_pipeline([PoolLabelMap(), crop])[0])
+    assert found([crop, PoolLabelMap()]) == []
+
+
 def test_pooling_in_one_branch_of_a_choice_does_not_free_the_others():
     pipeline = [v2.RandomChoice([PoolLabelMap(), v2.Identity()]), v2.ToPureTensor()]
     assert ("[1]", "ToPureTensor", True) in found(pipeline)

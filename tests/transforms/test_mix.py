@@ -319,6 +319,40 @@ def test_it_works_inside_random_choice_and_keeps_the_structure_of_a_batch():
     assert torch.equal(mixed["index"], batch["index"])
 
 
+@pytest.mark.parametrize("name", ["label", "labels", "soft_targets"])
+def test_the_labels_of_a_dict_are_found_by_their_name(name):
+    """The first tensor of two dimensions was mixed, and the labels came back as they were."""
+    soft = make_batch().scores.new_ones(5, C).softmax(1) * torch.rand(5, C)
+    batch = {"size": torch.full((5, 2), 7), "image": make_images(), name: soft}
+    mixed = MixUpWithLabelMap()(batch)
+    assert torch.equal(mixed["size"], batch["size"])
+    assert not torch.equal(mixed[name], soft)
+
+
+def test_a_dict_without_a_name_that_tells_the_labels_is_refused():
+    batch = {"size": torch.full((5, 2), 7), "image": make_images(), "y": torch.rand(5, C)}
+    with pytest.raises(
+        TypeError, match=r"cannot tell which of \['size'\], \['y'\] are the labels.*one of them 'label'"
+    ):
+        MixUpWithLabelMap()(batch)
+
+
+def test_the_labels_of_a_tuple_come_first():
+    indices = torch.arange(5)
+    _, mixed, rest = CutMixWithLabelMap()(make_images(), torch.rand(5, C), indices)
+    assert torch.equal(rest, indices)
+    assert mixed.shape == (5, C)
+
+
+@pytest.mark.parametrize("kind", [CutMixWithLabelMap, MixUpWithLabelMap])
+def test_alpha_may_be_a_whole_number(kind):
+    """torch draws from no Beta distribution of whole numbers, and said so after the first batch was loaded."""
+    torch.manual_seed(0)
+    whole = kind(alpha=1)(make_images(), make_batch())
+    torch.manual_seed(0)
+    assert torch.equal(kind(alpha=1.0)(make_images(), make_batch())[1], whole[1])
+
+
 def test_an_image_tv_tensor_stays_one():
     images = tv_tensors.Image(make_images())
     for mix in (CutMixWithLabelMap(), CutMixWithLabelMap(per_sample=True), MixUpWithLabelMap()):
@@ -342,6 +376,7 @@ def test_it_survives_pickling_and_prints_its_settings():
     ("call", "error", "words"),
     [
         (lambda: CutMixWithLabelMap(alpha=0), ValueError, "alpha is a positive number, got 0"),
+        (lambda: CutMixWithLabelMap(torch.ones(1)), ValueError, "alpha is a positive number, got tensor"),
         (lambda: CutMixWithLabelMap(labels="soft"), ValueError, "labels is one of 'mixed', 'localized', got 'soft'"),
         (lambda: MixUpWithLabelMap(prob=1.5), ValueError, "prob is between 0 and 1, got 1.5"),
         (lambda: CutMixWithLabelMap(pooling=LabelPooling((2, 2))), ValueError, "output_size 1, got"),

@@ -19,7 +19,16 @@ from torchvision.datasets import DatasetFolder
 from torchvision.datasets.vision import StandardTransform
 from torchvision.transforms.v2 import functional as F
 
-from torchrelabel.data.keys import Key, KeyPrefix, class_indices, find_key_prefix, key_of, root_of
+from torchrelabel.data.keys import (
+    Key,
+    KeyPrefix,
+    check_distinct,
+    class_indices,
+    find_key_prefix,
+    key_of,
+    root_below,
+    root_of,
+)
 from torchrelabel.data.lazy_label import LazyLabel, pool_together
 from torchrelabel.data.records import SeenRecord, check_complete, label_map_of
 from torchrelabel.data.tell_tale_reader import TellTaleLoader, TellTaleReader
@@ -54,7 +63,8 @@ class LabelMapDataset(Dataset[Any]):
     Args:
         dataset: ``ImageFolder`` and its friends, also within ``Subset``, ``random_split`` or ``ConcatDataset``;
             anything else together with ``key``.
-        label_maps: A store's path, a :class:`~torchrelabel.LabelStore`, or a mapping from keys to its records.
+        label_maps: A store's path, a :class:`~torchrelabel.LabelStore`, or a mapping from keys to
+            :class:`~torchrelabel.LabelMap` objects.
         transforms: A v2 pipeline for images and label maps together. The dataset must then have none of its own.
         pooling: How to pool. None gives ``(image, LabelMap)``, to pool or mix whole batches later.
         num_classes: ``C``, the outputs of the model to be trained. Only needed where it differs from the number of
@@ -71,7 +81,8 @@ class LabelMapDataset(Dataset[Any]):
 
     Raises:
         TypeError, ValueError: If an argument does not fit the dataset or the store, saying which and what to do.
-        MissingLabelMap: If the store lacks the map of the first, the middle or the last image.
+        MissingLabelMap: If the store lacks the map of the first, the middle or the last image, and later that of any.
+        CropNotSeen: When an image is loaded of which no crop, or no single one, was seen.
 
     Example:
         >>> dataset = ImageFolder("train", transform=transform)
@@ -109,6 +120,15 @@ class LabelMapDataset(Dataset[Any]):
                 f"LabelMapDataset wraps a map-style dataset, one with __getitem__ and __len__, "
                 f"got {type(dataset).__name__}."
             )
+        if not isinstance(label_maps, (str, os.PathLike, Mapping)):
+            raise TypeError(
+                f"label_maps is the path of a store, a LabelStore or a mapping, got {type(label_maps).__name__}: "
+                f"LabelMapDataset(dataset, label_maps)."
+            )
+        if pooling is not None and not isinstance(pooling, LabelPooling):
+            raise TypeError(f"pooling is a LabelPooling() or None, got {pooling!r}.")
+        if isinstance(key, Sequence) and len(key) != len(dataset):
+            raise ValueError(f"key= has {len(key)} keys for a dataset of {len(dataset)} images: give one for each.")
         if missing not in ("error", "onehot"):
             raise ValueError(f"missing is 'error' or 'onehot', got {missing!r}.")
         if crop not in ("auto", "full"):
@@ -140,6 +160,8 @@ class LabelMapDataset(Dataset[Any]):
         self._onehot = onehot
         takes_indices = f"onehot={onehot}" if onehot else "missing='onehot'" if missing == "onehot" else None
         self.num_classes = _agreed_num_classes(self._dataset, self.label_maps, num_classes, takes_indices)
+        if key is None:
+            check_distinct(self._dataset)
         self._look_some_up(guess=key is None and key_prefix is None)
         readers = (getattr(layer, "reader", None) for layer in _layers(self._dataset))
         self._timms_readers = [reader for reader in readers if isinstance(reader, TellTaleReader)]
@@ -280,7 +302,7 @@ class LabelMapDataset(Dataset[Any]):
         assert self.transforms is not None
         label_map = self._map(record, F.get_size(image), ViewBox())
         image, label = self.transforms(image, label_map)
-        if not isinstance(label, Tensor) or (not isinstance(label, LabelMap) and len(label) != label_map.num_classes):
+        if not isinstance(label, LabelMap) and not _is_label_of(label_map, label):
             got = f"a tensor of shape {tuple(label.shape)}" if isinstance(label, Tensor) else type(label).__name__
             raise TypeError(
                 f"The v2 pipeline made {got} of the label map. It must give back (image, LabelMap), or (image, soft "
@@ -346,7 +368,15 @@ class LabelMapDataset(Dataset[Any]):
         return label.lerp(own.view(-1, *[1] * (label.ndim - 1)), self._onehot)
 
     def _one_hot(self, target: Any) -> Tensor:
-        return one_hot(torch.tensor(int(target)), self.num_classes).float()
+        given = torch.as_tensor(target)
+        if given.numel() == 1:
+            return one_hot(given.long().view(()), self.num_classes).float()
+        if given.shape != (self.num_classes,):
+            raise TypeError(
+                f"The dataset's own label is a class index, or {self.num_classes} numbers, one for each class; got "
+                f"{list(given.shape)} numbers."
+            )
+        return given.float()
 
     def _map(self, record: Any, canvas_size: Sequence[int], view_box: ViewBox) -> LabelMap:
         """The label map of a record, for an image that shows ``view_box``."""
@@ -367,7 +397,7 @@ class LabelMapDataset(Dataset[Any]):
         if not missing:
             return
         keys = [self._key_at(last * part // 6) for part in range(7)]
-        prefix = find_key_prefix(keys, self.label_maps) if guess else None
+        prefix = find_key_prefix(keys, self.label_maps, root_below(self._dataset)) if guess else None
         if prefix is not None:
             self._prefix = prefix
             warnings.warn(
@@ -464,6 +494,11 @@ def _agreed_num_classes(
         header = next(iter(label_maps.values()), None)
     if header is None:
         raise ValueError("There are no label maps in the mapping given.")
+    if not hasattr(header, "num_classes"):
+        raise TypeError(
+            f"A mapping of label maps holds LabelMap objects, or is a LabelStore; this one holds "
+            f"{type(header).__name__}. Give the store itself."
+        )
     stored = int(header.num_classes)
     if num_classes is not None and num_classes != stored:
         raise ValueError(
@@ -487,6 +522,8 @@ def _agreed_num_classes(
             f"{takes_indices} takes the class index of the dataset, which has {own} classes, and the label maps have "
             f"{stored}: the same index would mean another class. Annotate the images with a model of {own} classes."
         )
+    if classes is not None and own == stored:
+        _check_target_transform(getattr(leaf, "target_transform", None), own)
     if theirs and ours and len(ours) == stored and (classes is None or len(classes) == stored):
         for name in sorted(theirs.keys() & ours.keys()):
             if theirs[name] != ours[name]:
@@ -497,6 +534,29 @@ def _agreed_num_classes(
                     f"numbers in names by value, torchvision by their digits: give timm a class map (--class-map)."
                 )
     return stored
+
+
+def _check_target_transform(target_transform: Any, num_classes: int) -> None:
+    """Raise if it numbers the classes otherwise: a soft label never passes through it."""
+    for index in range(num_classes) if callable(target_transform) else ():
+        try:
+            given = torch.as_tensor(target_transform(index))
+            made = int(given) if given.numel() == 1 else int(given.argmax())
+        except Exception:
+            return  # no class index nor a vector, so no other numbering of the classes
+        if made != index:
+            raise ValueError(
+                f"The dataset's target_transform makes class {made} of class {index}, and the soft labels keep the "
+                f"numbers of the annotator's classes. Leave it out, or annotate with a model of that order."
+            )
+
+
+def _is_label_of(label_map: LabelMap, label: Any) -> bool:
+    """Whether something may be the pooled label of a map, ``[C]`` or ``[C, gh, gw]``."""
+    if not isinstance(label, Tensor) or label.ndim not in (1, 3) or len(label) != label_map.num_classes:
+        return False
+    # Where a map keeps all its classes, its bare scores have that form too.
+    return label.shape != label_map.shape or bool(torch.isclose(label.sum(0), torch.ones(())).all())
 
 
 def _kinds(item: Any) -> str:

@@ -12,12 +12,14 @@ from torch.utils.data import ConcatDataset, Subset
 __all__ = [
     "Key",
     "KeyPrefix",
+    "check_distinct",
     "class_indices",
     "find_key_prefix",
     "image_field",
     "key_of",
     "reader_key",
     "relative_key",
+    "root_below",
     "root_of",
     "shard_key",
 ]
@@ -89,6 +91,13 @@ def root_of(dataset: Any) -> str | os.PathLike[str] | None:
     # torchvision's ImageNet: its root holds the split folders, and a split is what is annotated and trained on.
     root: str | os.PathLike[str] | None = getattr(dataset, "split_folder", getattr(dataset, "root", None))
     return root
+
+
+def root_below(dataset: Any) -> str | os.PathLike[str] | None:
+    """The same for a subset of a dataset, and for what a reader of timm's reads."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return root_of(getattr(dataset, "reader", dataset))
 
 
 def reader_key(reader: Any, index: int) -> str:
@@ -168,25 +177,68 @@ class KeyPrefix:
         return self.added + (key.split("/", self.dropped)[-1] if self.dropped else key)
 
 
-def find_key_prefix(keys: Sequence[str], label_maps: Mapping[str, Any]) -> KeyPrefix | None:
+def find_key_prefix(
+    keys: Sequence[str], label_maps: Mapping[str, Any], root: str | os.PathLike[str] | None = None
+) -> KeyPrefix | None:
     """Find out by which leading folders the keys of a dataset and of a store differ.
 
     Args:
         keys: A few keys of the dataset.
         label_maps: A store.
+        root: The folder that the keys are relative to, if it is known. Its own name tells which folder of the store it
+            is, where several hold images of these names.
 
     Returns:
         None where no prefix, added or dropped, makes all of them keys of the store.
+
+    Raises:
+        ValueError: If several do, and the root does not tell which.
     """
     nearest = getattr(label_maps, "nearest", None)
     if nearest is None or not keys:
         return None
     folders = keys[0].split("/")
+    above = [] if root is None else os.path.abspath(root).replace(os.sep, "/").strip("/").split("/")
+    own = [KeyPrefix("/".join(above[start:]) + "/") for start in range(len(above))]
+    told = []
     for candidate in nearest(keys[0], 8):
         for dropped in range(len(folders)):
             end = "/".join(folders[dropped:])
             if candidate == end or (dropped == 0 and candidate.endswith("/" + end)):
-                prefix = KeyPrefix(candidate[: -len(end)], dropped)
-                if all(prefix(key) in label_maps for key in keys):
-                    return prefix
+                told.append(KeyPrefix(candidate[: -len(end)], dropped))
+    for candidates in (own, dict.fromkeys(told)):
+        fitting = [prefix for prefix in candidates if all(prefix(key) in label_maps for key in keys)]
+        if len(fitting) > 1:
+            raise ValueError(
+                f"The keys of {label_maps!r} differ from those of the dataset by their first folders, and several "
+                f"fit: {keys[0]!r} may be {' or '.join(repr(prefix(keys[0])) for prefix in fitting)}. Say which: "
+                f"key_prefix={fitting[0].added!r}."
+            )
+        if fitting:
+            return fitting[0]
     return None
+
+
+def check_distinct(dataset: Any) -> None:
+    """Refuse a concatenation of folders in which different images have one key: one of them would get the other's map.
+
+    Raises:
+        ValueError: If that is so, naming the images.
+    """
+    if not isinstance(dataset, ConcatDataset):
+        return
+    roots = {os.path.abspath(root) for root in map(root_below, dataset.datasets) if root is not None}
+    if len(roots) < 2:
+        return
+    seen: dict[str, str] = {}
+    for start, stop, part in zip(
+        [0, *dataset.cumulative_sizes], dataset.cumulative_sizes, dataset.datasets, strict=False
+    ):
+        root = os.path.abspath(root_below(part) or "")
+        for index in range(stop - start):
+            key = key_of(part, index)
+            if seen.setdefault(key, root) != root:
+                raise ValueError(
+                    f"{seen[key]} and {root} each have an image {key!r}, and the label maps go by that name. Wrap each "
+                    f"part in a LabelMapDataset of its own, with its own store or key_prefix=, and concatenate those."
+                )

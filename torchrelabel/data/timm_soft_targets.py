@@ -23,8 +23,8 @@ def accept_soft_targets() -> None:
     """Let timm's own collates, mixers and losses take soft labels, in this process.
 
     Called by each :class:`~torchrelabel.LabelMapDataset` in a process that has loaded ``timm.data``, also in a worker,
-    before its first batch. Without it timm 1.0.31's ``FastCollateMixup`` makes class indices, all 0 or 1, of soft labels
-    without a word, and others stop with errors. What is given class indices does what it did before, to the bit.
+    before its first batch. Without it timm 1.0.31's ``FastCollateMixup`` makes class indices, all 0 or 1, of soft
+    labels without a word, and others stop with errors. What is given class indices does what it did before, to the bit.
 
     ``fast_collate`` and the mixers (``Mixup``, ``FastCollateMixup``, ``NaFlexMixup``) do not learn what to do with a
     soft label: they are run on the numbers of the samples, as if each were a class of its own. What they return says

@@ -19,12 +19,16 @@ _AUTO_AUGMENT = (
     "{name} moves pixels of the image alone (it shears, shifts and rotates), and torchvision does not tell the label "
     "map. The label stays that of the crop, as in the ReLabel paper. Leave it in if that is what you want."
 )
+_LATE_CROP = (
+    "{name} crops after PoolLabelMap(): the label is that of the image before this crop. Crop first, and pool last."
+)
 _MIXES = "{name} mixes images of a batch and does not know label maps. Use {name}WithLabelMap on the collated batch."
 _PURE = "ToPureTensor strips the label map of its view box. Put PoolLabelMap() before it, or leave it out."
 _V1 = (
     "{name} is a transform of torchvision.transforms, which takes an image alone. Use "
     "torchvision.transforms.v2.{name}, which takes the label map along."
 )
+_CROPS = (v2.RandomResizedCrop, v2.RandomCrop, v2.CenterCrop, v2.FiveCrop, v2.TenCrop, v2.RandomIoUCrop)
 _KNOWN: dict[type, tuple[str, bool]] = {
     v2.RandAugment: (_AUTO_AUGMENT, False),
     v2.AutoAugment: (_AUTO_AUGMENT, False),
@@ -62,8 +66,8 @@ def check_pipeline(pipeline: Any) -> list[Finding]:
 
     torchvision lets types that a transform does not know through unchanged and without a warning, and some transforms
     never look for a kernel. This walks containers (``Compose``, ``RandomApply``, ``RandomChoice``, ``RandomOrder``,
-    ``nn.Sequential``, lists) in order, up to the first :class:`PoolLabelMap`. It cannot look into functions and
-    lambdas.
+    ``nn.Sequential``, lists) in order; after :class:`PoolLabelMap` only crops are of interest. It cannot look into
+    functions and lambdas.
 
     Args:
         pipeline: A transform, or a list of them.
@@ -77,12 +81,17 @@ def check_pipeline(pipeline: Any) -> list[Finding]:
         [0] RandomRotation: rotate (v2.RandomRotation) rotates the image, and the view box of a LabelMap is ...
     """
     findings = []
+    pooled = False
     for where, step in _steps(pipeline, ""):
-        if isinstance(step, PoolLabelMap):
-            if ".transforms" in where:
-                continue  # in a branch that chance may pass by: what follows still meets label maps
-            break  # from here on the label is a tensor that nothing has to follow
         name = type(step).__name__
+        if isinstance(step, PoolLabelMap):
+            # In a branch that chance may pass by, what follows still meets label maps.
+            pooled = pooled or ".transforms" not in where
+            continue
+        if pooled:  # the label is a tensor that nothing has to follow
+            if isinstance(step, _CROPS):
+                findings.append(Finding(where or "pipeline", name, False, _LATE_CROP.format(name=name)))
+            continue
         for known, (message, breaks) in _KNOWN.items():
             if isinstance(step, known):
                 findings.append(Finding(where or "pipeline", name, breaks, message.format(name=name)))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_unflatten
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
@@ -55,8 +55,9 @@ class _Mix(nn.Module):
         Returns:
             The same structure, with mixed images and soft labels ``[B, C]``.
         """
-        flat, spec = tree_flatten(inputs if len(inputs) > 1 else inputs[0])
-        image_at, label_at = _find(type(self).__name__, flat)
+        leaves, spec = tree_flatten_with_path(inputs if len(inputs) > 1 else inputs[0])
+        flat = [leaf for _, leaf in leaves]
+        image_at, label_at = _find(type(self).__name__, flat, [keystr(path).lower() for path, _ in leaves])
         images, labels = flat[image_at], flat[label_at]
         mixes = self.enabled and (self.prob == 1 or float(torch.rand(())) < self.prob)
         if mixes:
@@ -137,11 +138,10 @@ class CutMixWithLabelMap(_Mix):
         super().__init__(num_classes, prob, pooling)
         if labels not in _LABELS:
             raise ValueError(f"labels is one of {', '.join(map(repr, _LABELS))}, got {labels!r}.")
-        _check_alpha(alpha)
-        self.alpha = alpha
+        self.alpha = _checked(alpha)
         self.labels = labels
         self.per_sample = per_sample
-        self._torchvision = v2.CutMix(alpha=alpha, num_classes=num_classes)
+        self._torchvision = v2.CutMix(alpha=self.alpha, num_classes=num_classes)
 
     def _mix(self, images: Tensor, labels: LabelMapBatch | Tensor) -> tuple[Tensor, Tensor]:
         height, width = images.shape[-2:]
@@ -223,9 +223,8 @@ class MixUpWithLabelMap(_Mix):
         pooling: LabelPooling = LabelPooling(),  # noqa: B008 -- it has no state
     ) -> None:
         super().__init__(num_classes, prob, pooling)
-        _check_alpha(alpha)
-        self.alpha = alpha
-        self._torchvision = v2.MixUp(alpha=alpha, num_classes=num_classes)
+        self.alpha = _checked(alpha)
+        self._torchvision = v2.MixUp(alpha=self.alpha, num_classes=num_classes)
 
     def _mix(self, images: Tensor, labels: LabelMapBatch | Tensor) -> tuple[Tensor, Tensor]:
         if not images.is_floating_point():
@@ -244,8 +243,8 @@ class MixUpWithLabelMap(_Mix):
         return f"alpha={self.alpha}, {super().extra_repr()}"
 
 
-def _find(name: str, flat: list[Any]) -> tuple[int, int]:
-    """Where the images and the labels are among the leaves of a batch."""
+def _find(name: str, flat: list[Any], places: list[str]) -> tuple[int, int]:
+    """Where the images and the labels are among the leaves of a batch, each with its place, such as ``['label']``."""
     shapes = ", ".join(str(tuple(leaf.shape)) if isinstance(leaf, Tensor) else type(leaf).__name__ for leaf in flat)
     image_at = next((i for i, leaf in enumerate(flat) if isinstance(leaf, Tensor) and leaf.ndim == 4), None)
     if image_at is None:
@@ -253,9 +252,17 @@ def _find(name: str, flat: list[Any]) -> tuple[int, int]:
     size = len(flat[image_at])
     maps = [i for i, leaf in enumerate(flat) if isinstance(leaf, LabelMapBatch)]
     tensors = [i for i, leaf in enumerate(flat) if isinstance(leaf, Tensor) and leaf.ndim in (1, 2) and i != image_at]
-    if not maps and not tensors:
+    named = [i for i in tensors if "label" in places[i] or "target" in places[i]]
+    found = maps or named or tensors
+    if not found:
         raise TypeError(f"{name} needs labels beside the images: a LabelMapBatch, [B, C] or [B], got {shapes}.")
-    label_at = (maps or tensors)[0]
+    # In a tuple the labels come first, as torchvision has it; the entries of a dict have no order.
+    if len(found) > 1 and "'" in places[found[0]]:
+        raise TypeError(
+            f"{name} cannot tell which of {', '.join(places[i] for i in found)} are the labels. Give it (images, "
+            f"labels) alone, or call one of them 'label'."
+        )
+    label_at = found[0]
     if len(flat[label_at]) != size:
         raise ValueError(f"{name} got {size} images and {len(flat[label_at])} labels.")
     return image_at, label_at
@@ -293,6 +300,7 @@ def _inside(boxes: Tensor, height: int, width: int) -> Tensor:
     return (inside_y[:, :, None] & inside_x[:, None, :])[:, None]
 
 
-def _check_alpha(alpha: float) -> None:
-    if not 0 < alpha < math.inf:
+def _checked(alpha: float) -> float:
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf:
         raise ValueError(f"alpha is a positive number, got {alpha!r}.")
+    return float(alpha)  # torch draws from no distribution with whole numbers
