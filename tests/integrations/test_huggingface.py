@@ -253,6 +253,11 @@ def test_a_missing_map_may_be_a_one_hot_label(painted: Painted) -> None:
 # relabel_transform: refusals
 
 
+def test_arguments_in_the_wrong_order_are_told(painted: Painted) -> None:
+    with pytest.raises(TypeError, match=r"relabel_transform\(fn, label_maps\); got '"):
+        relabel_transform(str(painted.store), lambda batch: batch)  # type: ignore[arg-type]
+
+
 def test_a_function_without_a_crop_is_refused(painted: Painted) -> None:
     fn = lambda batch: {**batch, "pixel_values": [image.resize((48, 32)) for image in batch["image"]]}  # noqa: E731
     with pytest.raises(CropNotSeen, match=r"No crop was seen.*relabel_transform\(\.\.\., crop='full'\)"):

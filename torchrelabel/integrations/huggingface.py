@@ -86,6 +86,8 @@ def relabel_transform(
 
     Source: ReLabel, Yun et al. 2021, https://arxiv.org/abs/2101.05022, section 3.2.
     """
+    if not callable(fn):
+        raise TypeError(f"fn is the function that set_transform gets, relabel_transform(fn, label_maps); got {fn!r}.")
     if missing not in ("error", "onehot"):
         raise ValueError(f"missing is 'error' or 'onehot', got {missing!r}.")
     if crop not in ("auto", "full"):
