@@ -16,7 +16,8 @@ from torchvision.transforms import v2
 from tests.painted import COLOURS, picture
 from torchrelabel import CropNotSeen, RandomResizedCropWithLabelMap, ViewBox
 from torchrelabel.data.tracked_image import TrackedImage
-from torchrelabel.transforms._loading import LoadingSample, View, loading_sample, same_box, size_of, steps_of
+from torchrelabel.transforms._loading import LoadingSample, View, loading_sample, same_box
+from torchrelabel.transforms._steps import steps_of
 
 BLOCKS = np.random.default_rng(0).integers(0, 7, (3, 5))
 LEFT = ViewBox(0, 0, 0.5, 1)
@@ -91,25 +92,6 @@ def test_two_crops_are_branches_even_if_the_first_showed_everything() -> None:
 
 def test_views_are_told_apart_by_identity() -> None:
     assert View(None, same_box, cropped=True) != View(None, same_box, cropped=True)
-
-
-@pytest.mark.parametrize(
-    ("image", "size"),
-    [
-        (Image.new("L", (17, 11)), (11, 17)),
-        (torch.zeros(3, 11, 17), (11, 17)),
-        (np.zeros((11, 17, 3)), (11, 17)),
-        (np.zeros((3, 11, 17)), (11, 17)),
-        (np.zeros((11, 17)), (11, 17)),
-        ({"pixels": [torch.zeros(1, 11, 17)], "label": torch.tensor(3)}, (11, 17)),
-        (torch.tensor(3), None),
-        ("text", None),
-        (None, None),
-    ],
-    ids=str,
-)
-def test_the_size_of_an_image_of_any_kind(image: Any, size: Any) -> None:
-    assert size_of(image) == size
 
 
 @pytest.mark.parametrize(
@@ -270,24 +252,6 @@ def test_a_flip_under_an_eraser_is_noticed_by_its_name() -> None:
         result = sample.run(steps, TrackedImage.of(picture(BLOCKS), sample))
         with pytest.raises(CropNotSeen, match=r"image that RandomHorizontalFlip\(p=1\) had flipped"):
             sample.check_unmoved(torch.zeros_like(result), "The end")
-
-
-@pytest.mark.parametrize(
-    ("pipeline", "known"),
-    [
-        (v1.Compose([v1.RandomResizedCrop(9), v1.ToTensor(), v1.RandomErasing()]), True),
-        (v2.Compose([v2.RandomResizedCrop(9), v2.Compose([v2.ToImage()]), v2.RandAugment()]), True),
-        (v1.Compose([v1.Lambda(lambda image: image)]), False),
-        (v1.RandomApply([v1.ToTensor()]), False),
-        (v2.RandomChoice([v2.ToImage()]), False),
-        (torch.nn.Sequential(v1.CenterCrop(9)), False),
-        (Recorded([v1.CenterCrop(9)]), False),
-        (lambda image: image, False),
-    ],
-    ids=str,
-)
-def test_which_pipelines_are_told_by_their_names(pipeline: Any, known: bool) -> None:
-    assert steps_of(pipeline).known is known
 
 
 def test_modules_that_other_threads_run_are_nobodys_step() -> None:

@@ -39,7 +39,9 @@ from torchrelabel.label_map import LabelMap
 from torchrelabel.pooling import LabelPooling
 from torchrelabel.store import LabelStore
 from torchrelabel.transforms import Finding, check_pipeline
-from torchrelabel.transforms._loading import LoadingSample, Steps, loading_sample, size_of, steps_of
+from torchrelabel.transforms._likeness import size_of
+from torchrelabel.transforms._loading import LoadingSample, loading_sample
+from torchrelabel.transforms._steps import Steps, steps_of
 from torchrelabel.view_box import ViewBox
 
 __all__ = ["LabelMapDataset"]

@@ -22,7 +22,9 @@ from torchrelabel.data.tracked_image import TrackedImage
 from torchrelabel.errors import MissingLabelMap
 from torchrelabel.pooling import LabelPooling
 from torchrelabel.store import LabelStore
-from torchrelabel.transforms._loading import LoadingSample, short, size_of
+from torchrelabel.transforms._likeness import size_of
+from torchrelabel.transforms._loading import LoadingSample
+from torchrelabel.transforms._steps import short
 from torchrelabel.view_box import ViewBox
 
 __all__ = ["model_loss", "relabel_transform", "soft_loss"]

@@ -3,62 +3,31 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar, Token
-from functools import cache, partial
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as nn_functional
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._pytree import tree_flatten
-from torchvision import transforms as v1
-from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from torchrelabel.errors import CropNotSeen
 from torchrelabel.label_map import LabelMap
+from torchrelabel.transforms._likeness import alike, flipped, same_pixels, size_of, sizes_of
+from torchrelabel.transforms._steps import CROP, FLIP, Steps, kind_of, short
 from torchrelabel.view_box import ViewBox
 
-__all__ = ["WAYS_OUT", "LoadingSample", "Steps", "View", "loading_sample", "same_box", "short", "size_of", "steps_of"]
+__all__ = ["WAYS_OUT", "LoadingSample", "View", "loading_sample", "same_box"]
 
 WAYS_OUT = (
     "Crop with RandomResizedCropWithLabelMap, pass a v2 pipeline as LabelMapDataset(..., transforms=), or say "
     "crop='full' to pool the whole image on purpose."
 )
-
-# What torchvision, timm and their users call the steps that take a part of an image or add to it, that mirror it, and
-# that move what is in it otherwise.
-_CROPS = re.compile("Crop|Pad|ZoomOut")
-_FLIPS = re.compile("Flip|Mirror")
-_MOVES = re.compile("Rotat|Affine|Perspective|Elastic|Shear|Translat|Augment|AugMix")
-_CROPPING_FUNCTIONS = re.compile("crop|pad($|_)|zoom_out")
-
-_CROP, _FLIP, _MOVE = "crop", "flip", "move"
-
-_COMPOSE = (v1.Compose, v2.Compose)
-_LISTS = (nn.Sequential, nn.ModuleList)
-
-# Modules of the steps whose names tell all that they do; of these, Lambda and RandomApply and the like do not.
-_LIBRARIES = ("torchvision.transforms.", "timm.data.")
-
-
-class Steps(NamedTuple):
-    """What a pipeline calls one after the other.
-
-    Attributes:
-        calls: Each with what its name says that it does to an image: "crop" (or pad), "flip", "move", or None.
-        known: Whether their names tell all that they do, since each is a plain step of torchvision's or timm's.
-    """
-
-    calls: Sequence[tuple[Callable[[Any], Any], str | None]]
-    known: bool
-
 
 # Worker threads of one process load different samples: each sees its own.
 _current: ContextVar[LoadingSample | None] = ContextVar("torchrelabel_loading_sample", default=None)
@@ -162,7 +131,7 @@ class LoadingSample:
         return self.view
 
     def run(self, steps: Steps, image: Any) -> Any:
-        """Run the :func:`steps_of` a pipeline on an image.
+        """Run the :class:`Steps` of a pipeline on an image.
 
         Raises:
             CropNotSeen: If a step whose name says that it crops or pads did so unseen, since the image is a tensor by
@@ -177,7 +146,7 @@ class LoadingSample:
                 if not isinstance(image, Tensor) and getattr(image, "sample", None) is self:
                     # A TrackedImage: it knows best what it shows.
                     self.view, self.image, self.branched = image.view, image, False
-                elif kind is not None and image is not self.image and (kind == _CROP or image is not given):
+                elif kind is not None and image is not self.image and (kind == CROP or image is not given):
                     self._unseen(step, kind, given, crops)
         return image
 
@@ -202,13 +171,13 @@ class LoadingSample:
                 started, crops = begun.pop()
                 if started is module:
                     break
-            kind = _kind_of(module.__class__)
+            kind = kind_of(module.__class__)
             if kind is None:
                 return
             given, image = (
                 next(iter(value), None) if isinstance(value, (tuple, list)) else value for value in (args, result)
             )
-            if not _sizes(image) or image is given or image is self.image or getattr(image, "sample", None) is self:
+            if not sizes_of(image) or image is given or image is self.image or getattr(image, "sample", None) is self:
                 return
             self._unseen(module, kind, given, crops)
 
@@ -230,7 +199,7 @@ class LoadingSample:
         """
         if self._crops != crops or self.branched:
             return
-        if kind == _CROP:
+        if kind == CROP:
             what = "a PIL image" if isinstance(given, PIL.Image.Image) else type(given).__name__
             raise CropNotSeen(
                 f"{short(step)} got {what} and cropped or padded it in a way that could not be followed, so the "
@@ -238,7 +207,7 @@ class LoadingSample:
                 f"make a new image (ColorJitter, rotations, padding). {WAYS_OUT}"
             )
         self.moved = step
-        if kind == _FLIP:
+        if kind == FLIP:
             self.flipped = step
 
     def check_one_crop(self, pipeline: Any, ways_out: str = WAYS_OUT) -> None:
@@ -274,13 +243,13 @@ class LoadingSample:
                 f"could not be followed, so the label is unknown. Crop first. {WAYS_OUT}"
             )
         if not self._known:
-            if self._crops and not _alike(self.image, image):
+            if self._crops and not alike(self.image, image):
                 raise CropNotSeen(
                     f"RandomResizedCropWithLabelMap got another image than the one last seen of this sample, so it is "
                     f"unknown which of them the label should be for. {WAYS_OUT}"
                 )
             self.check_unmoved(image, "RandomResizedCropWithLabelMap")
-        if any(_same_pixels(image, before) for before in self._cropped):
+        if any(same_pixels(image, before) for before in self._cropped):
             self.branched = True
         self._cropped.append(image)
         # A map of one cell with the view known so far rides along, and comes back with the crop's.
@@ -306,7 +275,7 @@ class LoadingSample:
         if was is None:
             return
         for image in [result] if isinstance(result, Tensor) else tree_flatten(result)[0]:
-            sizes = _sizes(image)
+            sizes = sizes_of(image)
             views = math.prod(image.shape[:-3]) if sizes and isinstance(image, (Tensor, np.ndarray)) else 1
             if views > 1:
                 raise CropNotSeen(
@@ -331,10 +300,10 @@ class LoadingSample:
         Raises:
             CropNotSeen: As said.
         """
-        was, now = _sizes(self.opened), _sizes(image)
+        was, now = sizes_of(self.opened), sizes_of(image)
         if not was or not now:
             return
-        if was[0] not in now or _flipped(self.opened, image) or not _alike(self.opened, image):
+        if was[0] not in now or flipped(self.opened, image) or not alike(self.opened, image):
             raise CropNotSeen(
                 f"{by} crops, resizes or flips an image between opening and transforming it, so the label is unknown. "
                 f"Make that a part of the transform."
@@ -350,137 +319,9 @@ class LoadingSample:
             )
         if self._known:
             return  # the names of all steps were read: none else flips
-        for image in tree_flatten(result)[0] if _sizes(self.image) else ():
-            if _sizes(image) and image is not self.image and _flipped(self.image, image):
+        for image in tree_flatten(result)[0] if sizes_of(self.image) else ():
+            if sizes_of(image) and image is not self.image and flipped(self.image, image):
                 raise CropNotSeen(
                     f"{by} got an image that was flipped in a way that could not be followed, so the label is unknown. "
                     f"Flip while it is a PIL image; or pass a v2 pipeline as LabelMapDataset(..., transforms=)."
                 )
-
-
-def size_of(image: Any) -> tuple[int, int] | None:
-    """The size (H, W) of an image, or of the first one in a structure; None if there is none."""
-    sizes = _sizes(image)
-    if sizes:
-        return sizes[0]
-    return next((sizes[0] for leaf in tree_flatten(image)[0] if (sizes := _sizes(leaf))), None)
-
-
-def short(pipeline: Any) -> str:
-    """A pipeline or a step of it, in a line of a message."""
-    text = " ".join(repr(pipeline).split())
-    return text if len(text) <= 300 else text[:297] + "..."
-
-
-def steps_of(pipeline: Any) -> Steps:
-    """The steps of a pipeline. A subclass of Compose may do more than call its transforms, and is one step."""
-    calls = list(_calls(pipeline))
-    return Steps([(step, _kind(step)) for step in calls], all(map(_is_known, calls)))
-
-
-def _calls(pipeline: Any) -> Iterator[Any]:
-    if type(pipeline) not in _COMPOSE:
-        yield pipeline
-        return
-    for step in pipeline.transforms:
-        yield from _calls(step)
-
-
-def _is_known(step: Any) -> bool:
-    kind = type(step)
-    holds_others = hasattr(step, "lambd") or hasattr(step, "transforms") or isinstance(step, _LISTS)
-    return kind.__module__.startswith(_LIBRARIES) and not holds_others
-
-
-def _kind(step: Any) -> str | None:
-    """What the name of a step, or of one within it, says that it does."""
-    return _CROP if _is_crop(step) else _kind_of(step.__class__)
-
-
-def _is_crop(step: Any) -> bool:
-    """Whether a step, or one within it, is named as one that crops or pads."""
-    if isinstance(step, partial):
-        return _is_crop(step.func)
-    if _kind_of(step.__class__) == _CROP or _CROPPING_FUNCTIONS.search(getattr(step, "__name__", "")):
-        return True
-    if hasattr(step, "lambd"):
-        return _is_crop(step.lambd)
-    inner = getattr(step, "transforms", step)
-    if isinstance(inner, _COMPOSE):
-        inner = inner.transforms
-    return isinstance(inner, (list, tuple, *_LISTS)) and any(map(_is_crop, inner))
-
-
-@cache
-def _kind_of(kind: Hashable) -> str | None:
-    """What the name of a class says that it does."""
-    names = [base.__name__ for base in cast(type, kind).__mro__]
-    kinds = {_CROP: _CROPS, _FLIP: _FLIPS, _MOVE: _MOVES}
-    return next((what for what, pattern in kinds.items() if any(map(pattern.search, names))), None)
-
-
-def _same_pixels(image: Any, other: Any) -> bool:
-    """Whether two images are one object, or tensors that share their memory."""
-    if not isinstance(image, Tensor) or not isinstance(other, Tensor):
-        return image is other
-    return image.shape == other.shape and image.data_ptr() == other.data_ptr()
-
-
-def _sizes(image: Any) -> list[tuple[int, int]]:
-    """The sizes (H, W) that an image may have: an array has its channels first or last."""
-    if isinstance(image, PIL.Image.Image):
-        return [(image.height, image.width)]
-    shape = tuple(image.shape) if isinstance(image, (Tensor, np.ndarray)) else ()
-    if len(shape) < 2:
-        return []
-    if isinstance(image, Tensor) or len(shape) == 2:
-        return [shape[-2:]]
-    return [shape[:2], shape[-2:]] if shape[-1] <= 4 else [shape[-2:], shape[:2]]
-
-
-def _flipped(reference: Any, image: Any) -> bool:
-    """Whether an image looks more like a mirror image of the reference than like the reference itself.
-
-    Colours may differ in any way. Only where a flip and a change of colours have the same result, as for an image that
-    is half black and half white, it is held to be a flip.
-    """
-    before, after = _thumbnail(reference), _thumbnail(image)
-    mirrored = [before[:, :, ::-1], before[:, ::-1], before[:, ::-1, ::-1]]
-    likeness, signed = _likeness(np.stack([before, *mirrored]), after)
-    likeness += 0.03 * (signed > 0)
-    return bool(likeness[1:].max() > likeness[0] + 0.02)
-
-
-def _alike(reference: Any, image: Any) -> bool:
-    """Whether an image may be the reference with other colours; one without any structure always may be."""
-    before, after = _thumbnail(reference), _thumbnail(image)
-    return not before.any() or not after.any() or bool(_likeness(before[None], after)[0] > 0.5)
-
-
-def _likeness(candidates: Any, image: Any) -> tuple[Any, Any]:
-    """How well thumbnails ``[N, 3, 16, 16]`` correlate with another: 0 to 1 whichever channels are compared, and sign.
-
-    The candidates are mirror images of each other.
-    """
-    first, second = candidates.reshape(len(candidates), 3, -1), image.reshape(3, -1)
-    products = first @ second.T
-    norm = np.linalg.norm(first[0] @ first[0].T) * np.linalg.norm(second @ second.T)
-    likeness = np.sqrt(np.square(products).sum((1, 2)) / norm) if norm > 0 else np.zeros(len(first))
-    return likeness, np.trace(products, axis1=1, axis2=2)
-
-
-def _thumbnail(image: Any) -> Any:
-    """Three channels of 16 x 16, each centred on zero. A TrackedImage takes no note of it."""
-    if isinstance(image, PIL.Image.Image):
-        image = image if image.mode in ("RGB", "L") else image.convert("RGB")
-        # PIL reduces fast, and to a plain image. A tenth of the pixels is enough, here as below.
-        image = np.asarray(image.reduce((max(image.width // 64, 1), max(image.height // 64, 1))))
-    if isinstance(image, np.ndarray):
-        channels_last = image.ndim == 3 and image.shape[-1] <= 4
-        image = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1) if channels_last else image))
-    pixels = image.as_subclass(Tensor).detach()
-    pixels = pixels.reshape(-1, *pixels.shape[-2:])[:3]
-    down, across = (max(side // 64, 1) for side in pixels.shape[-2:])
-    pixels = pixels[:, down // 2 :: down, across // 2 :: across].float()
-    pixels = nn_functional.adaptive_avg_pool2d(pixels, 16).expand(3, 16, 16).numpy()
-    return pixels - pixels.mean((1, 2), keepdims=True)
