@@ -114,6 +114,26 @@ def whole_then_part(img: Image.Image) -> Any:
     return v1.functional.to_tensor(whole)
 
 
+def deeper_discarded(img: Image.Image) -> Any:
+    """As large as the crop that is kept."""
+    kept = img.crop((0, 0, 50, 50))
+    kept.crop((0, 0, 20, 20)).resize((50, 50))
+    return v1.functional.to_tensor(kept)
+
+
+def looked_at_first(img: Image.Image) -> Any:
+    assert np.asarray(img).mean() > 0
+    return v1.functional.to_tensor(img.crop((0, 0, 50, 50)))
+
+
+def turned_in_place(img: Image.Image) -> Image.Image:
+    exif = Image.Exif()
+    exif[0x112] = 6
+    img.info["exif"] = exif.tobytes()
+    ImageOps.exif_transpose(img, in_place=True)
+    return img
+
+
 def crop_and_crop_of_it(img: Image.Image) -> Any:
     crop = RRC()(img)
     return torch.stack([v1.functional.to_tensor(crop), v1.functional.to_tensor(RRC()(crop))])
@@ -290,6 +310,9 @@ PIPELINES: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: Hidden(RRC(), v1.ColorJitter(0.1), v1.RandomCrop(64, padding=24), v1.ToTensor()),
         NOT_SEEN,
     ),
+    "a crop kept, and a crop of it thrown away": (lambda: deeper_discarded, NOT_SEEN),
+    "looked at before the crop": (lambda: looked_at_first, RIGHT),
+    "turned in place": (lambda: c1(turned_in_place, v1.RandomCrop(60), v1.ToTensor()), NOT_SEEN),
     "a crop and a crop of it": (lambda: crop_and_crop_of_it, NOT_SEEN),
     "second crop after jitter": (lambda: c1(RRC(), v1.ColorJitter(0.1), RRC(), v1.ToTensor()), NOT_SEEN),
     "second crop after a quarter turn": (lambda: c1(RRC(), turned, RRC(), v1.ToTensor()), NOT_SEEN),

@@ -377,6 +377,11 @@ def test_it_survives_pickling_and_prints_its_settings():
     [
         (lambda: CutMixWithLabelMap(alpha=0), ValueError, "alpha is a positive number, got 0"),
         (lambda: CutMixWithLabelMap(torch.ones(1)), ValueError, "alpha is a positive number, got tensor"),
+        (
+            lambda: MixUpWithLabelMap()(make_images(), torch.rand(5)),
+            TypeError,
+            r"class indices are integers, got \[5\] floats",
+        ),
         (lambda: CutMixWithLabelMap(labels="soft"), ValueError, "labels is one of 'mixed', 'localized', got 'soft'"),
         (lambda: MixUpWithLabelMap(prob=1.5), ValueError, "prob is between 0 and 1, got 1.5"),
         (lambda: CutMixWithLabelMap(pooling=LabelPooling((2, 2))), ValueError, "output_size 1, got"),

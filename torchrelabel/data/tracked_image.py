@@ -25,10 +25,12 @@ class TrackedImage(Image.Image):
     Attributes:
         view: The part of the original that this image shows.
         sample: Where the views are written down.
+        shown_size: Its size (W, H) then; another one means that somebody has exchanged its pixels, in place.
     """
 
     view: View
     sample: LoadingSample
+    shown_size: tuple[int, int]
 
     @classmethod
     def of(cls, image: Image.Image, sample: LoadingSample) -> TrackedImage:
@@ -44,7 +46,7 @@ class TrackedImage(Image.Image):
         tracked.info = dict(plain.info)
         tracked.palette = plain.palette and plain.palette.copy()
         tracked.readonly = 1
-        tracked.view, tracked.sample = sample.view, sample
+        tracked.view, tracked.sample, tracked.shown_size = sample.view, sample, plain.size
         sample.image = tracked
         return tracked
 
@@ -57,7 +59,7 @@ class TrackedImage(Image.Image):
         """The same image, which no longer tells anything; it shares the pixels."""
         plain = Image.Image.__new__(Image.Image)
         plain.__dict__.update(self.__dict__)
-        del plain.__dict__["view"], plain.__dict__["sample"]
+        del plain.__dict__["view"], plain.__dict__["sample"], plain.__dict__["shown_size"]
         return plain
 
     def load(self) -> Any:
@@ -103,8 +105,11 @@ class TrackedImage(Image.Image):
         """Make this image itself smaller, in place."""
         plain = self.plain()
         plain.thumbnail(*args, **kwargs)
+        as_before = self.size == self.shown_size
         self.__dict__.update(plain.__dict__)
-        self._seen(self, same_box)
+        if as_before:
+            self.shown_size = self.size
+            self._seen(self, same_box)
 
     def transpose(self, method: Any) -> Image.Image:
         """A flip or a half turn is followed; a quarter turn exchanges the axes and ends the tracking."""
@@ -120,12 +125,21 @@ class TrackedImage(Image.Image):
             return image
         return self._seen(image, partial(_of_pixels, self.size, tuple(data)), crop=True)
 
-    def _seen(self, image: Any, step: Callable[[ViewBox], ViewBox], *, crop: bool = False) -> TrackedImage:
+    @property
+    def __array_interface__(self) -> Any:
+        """The pixels, of which an array or a tensor is made."""
+        if self.view is not self.sample.view:
+            self.sample.branched = True  # a later view was taken of the sample, and this one is used all the same
+        return self.plain().__array_interface__
+
+    def _seen(self, image: Any, step: Callable[[ViewBox], ViewBox], *, crop: bool = False) -> Image.Image:
+        if self.size != self.shown_size:
+            return image
         return self._tracked(image, self.sample.follow(self.view, step, image, crop=crop))
 
     def _tracked(self, image: Any, view: View) -> TrackedImage:
         image.__class__ = TrackedImage
-        image.view, image.sample = view, self.sample
+        image.view, image.sample, image.shown_size = view, self.sample, image.size
         tracked: TrackedImage = image
         return tracked
 

@@ -243,10 +243,10 @@ class LoadingSample:
                 f"could not be followed, so the label is unknown. Crop first. {WAYS_OUT}"
             )
         if not self._known:
-            if self._crops and not alike(self.image, image):
+            if sizes_of(self.image) and not alike(self.image, image):
                 raise CropNotSeen(
-                    f"RandomResizedCropWithLabelMap got another image than the one last seen of this sample, so it is "
-                    f"unknown which of them the label should be for. {WAYS_OUT}"
+                    f"RandomResizedCropWithLabelMap got another image than the one last seen of this sample, or one "
+                    f"that was moved, so the label is unknown. Crop first. {WAYS_OUT}"
                 )
             self.check_unmoved(image, "RandomResizedCropWithLabelMap")
         if any(same_pixels(image, before) for before in self._cropped):

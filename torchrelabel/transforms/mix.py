@@ -79,6 +79,8 @@ class _Mix(nn.Module):
             if self.num_classes not in (None, labels.shape[1]):
                 raise ValueError(f"num_classes={self.num_classes}, and the soft labels have {labels.shape[1]}.")
             return labels.float() if not labels.is_floating_point() else labels
+        if labels.is_floating_point():
+            raise TypeError(f"Soft labels are [B, C] and class indices are integers, got {list(labels.shape)} floats.")
         if self.num_classes is None:
             raise ValueError(f"Labels that are class indices need {type(self).__name__}(num_classes=...).")
         return one_hot(labels, self.num_classes).float()
