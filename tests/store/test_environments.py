@@ -1,11 +1,13 @@
 import gc
 import os
+import subprocess
+import sys
 import threading
 
 import lmdb
 import pytest
 
-from torchrelabel.errors import StoreError
+from torchrelabel.errors import DamagedRecord, StoreError
 from torchrelabel.store import environments
 from torchrelabel.store.environments import open_environment
 
@@ -111,6 +113,65 @@ def test_growing_waits_for_readers(path):
         assert environment.handle.info()["map_size"] == before
     thread.join()
     assert environment.handle.info()["map_size"] == 2 * before
+
+
+def test_a_file_that_grew_and_was_cut_short_is_noticed_before_it_kills_the_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(environments, "INITIAL_MAP_SIZE", 65536)
+    path = tmp_path / "shard.mdb"
+    open_environment(path, write=True).close()
+    code = (
+        "import lmdb, sys\n"
+        "with lmdb.open(sys.argv[1], subdir=False, map_size=2**26) as environment:\n"
+        "    with environment.begin(write=True) as transaction: transaction.put(b'b', bytes(2**24))\n"
+    )
+    environment = open_environment(path)
+    mapped = environment.handle.info()["map_size"]
+    subprocess.run([sys.executable, "-c", code, path], check=True, timeout=60)
+    assert path.stat().st_size > mapped
+    os.truncate(path, path.stat().st_size - 4096)
+    with pytest.raises(StoreError, match=r"shard.mdb is cut short: it has \d+ of \d+ bytes. Copy it again"):
+        environment.begin()
+
+
+def test_a_look_at_pages_that_are_reused_meanwhile_is_repeated(path):
+    """A writer that commits twice meanwhile may have reused a page: what was seen there is of no commit."""
+    environment, seen = open_environment(path, write=True), []
+
+    def look(transaction):
+        if not seen:
+            for value in (b"2", b"3"):
+                with environment.handle.begin(write=True) as writing:
+                    writing.put(b"a", value)
+        seen.append(bytes(transaction.get(b"a")))
+        return seen[-1]
+
+    assert environment.read(look) == b"3"
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("error", [lmdb.PageNotFoundError, DamagedRecord])
+def test_what_looks_like_damage_is_looked_at_again(path, error):
+    """Another process that commits reuses pages; LMDB then finds none, or a record does not match its checksum."""
+    errors = [error("no page"), error("no page")]
+
+    def look(transaction):
+        if errors:
+            raise errors.pop()
+        return bytes(transaction.get(b"a"))
+
+    assert open_environment(path).read(look) == b"1" * 3000
+
+
+def test_what_is_damaged_at_every_look_is_damaged(path):
+    looks = []
+
+    def look(transaction):
+        looks.append(transaction)
+        raise lmdb.PageNotFoundError("no page")
+
+    with pytest.raises(StoreError, match=r"shard.mdb cannot be read: .*no page.*else it is damaged"):
+        open_environment(path).read(look)
+    assert len(looks) == 4
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")

@@ -1,10 +1,11 @@
 import errno
 import os
+import stat
 
 import pytest
 
 from torchrelabel.errors import StoreError
-from torchrelabel.store.files import replace_file, write_error
+from torchrelabel.store.files import replace_file, sync_directory, write_error
 
 
 def test_a_file_is_replaced(tmp_path):
@@ -39,11 +40,34 @@ def test_content_is_on_disk_before_its_name_is(tmp_path, monkeypatch):
     assert steps == ["fsync", "replace", "fsync"]
 
 
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_cannot_sync_a_directory_is_written_to_all_the_same(tmp_path, monkeypatch, code):
+    real_sync = os.fsync
+
+    def refuse_directories(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        real_sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_directories)
+    replace_file(tmp_path / "header", b"new")
+    assert (tmp_path / "header").read_bytes() == b"new"
+
+
+def test_a_directory_that_a_failing_disk_does_not_sync_is_an_error(tmp_path, monkeypatch):
+    def fail(_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        sync_directory(tmp_path)
+
+
 def test_a_full_disk_is_told_apart_from_other_errors(tmp_path):
     full = write_error(tmp_path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
     other = write_error(tmp_path, OSError(errno.EACCES, os.strerror(errno.EACCES)))
     assert "no space left" in str(full)
-    assert "continue with resume=True" in str(full)
+    assert "run the same command again (in Python, open the writer with resume=True)" in str(full)
     assert "no space left" not in str(other)
 
 

@@ -217,3 +217,13 @@ def test_differences_name_every_setting_with_both_values():
 def test_a_description_that_is_not_given_is_no_difference():
     same = {name: getattr(FULL, name) for name in header_module.SETTINGS}
     assert FULL.differences(StoreHeader(**same)) == []
+
+
+def test_of_long_tables_only_entries_that_differ_are_shown():
+    """They used to be cut off, so that both looked the same."""
+    names = tuple(f"class {index}" for index in range(1000))
+    other = (*names[:990], *(name.upper() for name in names[990:]))
+    headers = [StoreHeader(num_classes=1000, top_k=5, class_names=each) for each in (names, other)]
+    said = headers[0].differences(headers[1])
+    assert said[0] == "class_names[990]: 'class 990', now 'CLASS 990'"
+    assert said[7:] == ["class_names[997]: 'class 997', now 'CLASS 997'", "and 2 more"]

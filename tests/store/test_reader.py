@@ -95,6 +95,21 @@ def test_iteration_goes_on_from_batch_to_batch(tmp_path, monkeypatch):
     assert list(LabelStore(write(tmp_path / "maps.lmdb", keys))) == keys
 
 
+def test_large_records_are_not_all_in_memory_when_they_are_walked(tmp_path, monkeypatch):
+    monkeypatch.setattr(reader_module, "_BYTES_AT_ONCE", 1000)
+    keys = [f"{index:02d}.jpg" for index in range(12)]
+    store = LabelStore(write(tmp_path / "maps.lmdb", keys))
+    looks, read = [], environments.Environment.read
+
+    def counted(environment, look):
+        looks.append(look)
+        return read(environment, look)
+
+    monkeypatch.setattr(environments.Environment, "read", counted)
+    assert [key.decode() for key, _ in store._walk(0, b"\x02", values=True)] == keys
+    assert len(looks) > 3
+
+
 def test_grids_may_differ_from_record_to_record(tmp_path):
     with LabelStoreWriter(tmp_path / "maps.lmdb", **SETTINGS) as writer:
         for columns in range(1, 6):
@@ -203,6 +218,38 @@ def test_a_key_missing_in_an_incomplete_store_says_so(tmp_path):
         writer.close()
     with pytest.raises(MissingLabelMap, match="The store is incomplete: run the same annotate command again"):
         LabelStore(tmp_path / "maps.lmdb")["a.jpg"]
+
+
+@pytest.mark.parametrize(
+    "key, reason",
+    [
+        ("", "got an empty string"),
+        ("/a", "got the absolute path '/a'"),
+        ("\x01a", "must not hold a NUL nor begin with the byte 0x01"),
+        ("a\0b", "must not hold a NUL"),
+        ("\ud800", "must be text that UTF-8 can hold"),
+        (70000 * "a", "has at most 65535 bytes, got 70000"),
+    ],
+)
+def test_what_can_be_no_key_is_missing(path, key, reason):
+    """It used to be a ValueError, though ``in`` says that it is not there."""
+    store = LabelStore(path)
+    assert key not in store
+    assert store.get(key, 5) == 5
+    with pytest.raises(MissingLabelMap, match=reason):
+        store[key]
+
+
+def test_what_is_no_string_is_a_type_error(path):
+    store = LabelStore(path)
+    for look in (store.get, store.__getitem__):
+        with pytest.raises(TypeError, match="got int 5"):
+            look(5)
+
+
+def test_a_missing_long_key_is_missing(path):
+    with pytest.raises(MissingLabelMap, match="nearest keys"):
+        LabelStore(path)[600 * "a" + ".jpg"]
 
 
 # Processes and threads

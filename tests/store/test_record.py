@@ -121,6 +121,15 @@ def test_a_logit_is_no_probability():
         pack_record(header, NAME, *make_map(low=2, high=9))
 
 
+def test_a_residual_of_logits_is_no_probability():
+    header = StoreHeader(num_classes=20, top_k=3, score_kind="probability", residual=True)
+    scores, classes, residual = make_map(low=0, high=1, residual=True)
+    pack_record(header, NAME, scores, classes, residual)
+    residual[6, 1] = 1.5
+    with pytest.raises(ValueError, match=r"residual of score_kind='probability' are 0 to 1, got 1.5 at cell \(6, 1\)"):
+        pack_record(header, NAME, scores, classes, residual)
+
+
 def test_a_grid_of_too_many_scores_is_refused():
     scores = np.broadcast_to(np.float32(0), (3, 60000, 60000))
     with pytest.raises(ValueError, match=r"at most 67108864 scores, got shape \[3, 60000, 60000\]"):

@@ -1,12 +1,17 @@
 """Every way in which verify can find a store wanting, and that it finds nothing wrong with a sound one."""
 
+import re
+import struct
+import zlib
+
 import lmdb
 import numpy as np
 import pytest
 
 from tests.store.label_maps import CLASSES, TOP_K, fill, make_map
-from torchrelabel.store import LabelStore, LabelStoreWriter
-from torchrelabel.store.layout import shard_file
+from torchrelabel.store import LabelStore, LabelStoreWriter, shard_of
+from torchrelabel.store.codecs import CODECS, Shape
+from torchrelabel.store.layout import failure_key, fingerprint, shard_file
 from torchrelabel.store.verify import verify
 
 KEYS = ["a.b/x.jpg", "a.b/y.jpg", "c d/z.jpg"]
@@ -63,6 +68,13 @@ def test_an_image_that_failed_is_not_missing(tmp_path):
     assert found.sound
 
 
+def test_an_image_whose_name_can_be_no_key_has_failed_and_is_not_missing(path):
+    """A folder that holds one used to be reported as incomplete for ever."""
+    found = verify(LabelStore(path), [*KEYS, "\x01z.png"])
+    assert found.sound
+    assert "nor begin with the byte 0x01" in found.failures["\x01z.png"]
+
+
 def test_a_store_whose_writer_never_finished_is_incomplete(tmp_path):
     with pytest.raises(RuntimeError, match="power cut"):
         with LabelStoreWriter(tmp_path / "s", num_classes=CLASSES, top_k=TOP_K) as writer:
@@ -99,6 +111,184 @@ def test_progress_sees_every_key(path):
     assert seen == sorted(KEYS)
 
 
-def test_classes_are_within_range_in_what_verify_accepts(path):
-    store = LabelStore(path)
-    assert all(np.all(store[key].classes < store.header.num_classes) for key in store)
+# Damage is reported, not raised
+
+
+def edit(path, change, shard=0):
+    """Let ``change`` loose on the transaction of a shard."""
+    with lmdb.open(str(path / shard_file(shard)), subdir=False, map_size=2**24) as environment:
+        with environment.begin(write=True) as transaction:
+            change(transaction)
+
+
+def move(old, new):
+    def change(transaction):
+        value = transaction.get(old)
+        transaction.delete(old)
+        transaction.put(new, value)
+
+    return change
+
+
+def test_shards_that_were_exchanged_are_reported(tmp_path):
+    """It used to end with a missing map: the keys were looked up in the other shard."""
+    keys = [f"{index}.jpg" for index in range(9)]
+    with LabelStoreWriter(tmp_path / "s", num_classes=CLASSES, top_k=TOP_K, shards=2) as writer:
+        fill(writer, keys)
+    first, second = (tmp_path / "s" / shard_file(shard) for shard in range(2))
+    first.rename(tmp_path / "kept")
+    second.rename(first)
+    (tmp_path / "kept").rename(second)
+    found = verify(LabelStore(tmp_path / "s"), keys)
+    assert sorted(found.damaged) == keys
+    assert all("and its key belongs into shard" in reason for reason in found.damaged.values())
+    assert (found.records, found.sound) == (0, False)
+
+
+def test_a_flipped_byte_of_a_key_is_reported(path):
+    """It used to end with a missing map, or with a key that is none."""
+    for flipped in (b"a.b/y.jpf", b"/.b/x.jpg"):
+        edit(path, move({b"f": b"a.b/y.jpg", b"g": b"a.b/x.jpg"}[flipped[-1:]], flipped))
+    found = verify(LabelStore(path), KEYS)
+    assert list(found.damaged) == ["/.b/x.jpg", "a.b/y.jpf"]
+    assert "a key is a path relative to the dataset root" in found.damaged["/.b/x.jpg"]
+    assert "its checksum is" in found.damaged["a.b/y.jpf"]
+    assert (found.records, found.missing) == (1, KEYS[:2])
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(struct.pack("<H", 500) + b"b.jpg", "announces a key of 500 bytes"), (b"\x05\x00a.jpgno", "under another digest")],
+)
+def test_a_damaged_failure_is_reported_and_all_else_is_checked(path, value, said):
+    """It used to end with an error."""
+    edit(path, lambda transaction: transaction.put(failure_key(b"b.jpg"), value))
+    flip_last_byte(path, KEYS[1])
+    found = verify(LabelStore(path))
+    key, place = found.damaged
+    assert (place[:12], key, found.records, found.failures) == ("failure 0066", KEYS[1], 2, {})
+    assert said in found.damaged[place]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(b"\x01", "at least 2 bytes, got 1"), (b"\x05\x00a.jpg", "under another digest")]
+)
+def test_a_damaged_record_of_a_long_key_is_reported(path, value, said):
+    edit(path, lambda transaction: transaction.put(b"\x01" + bytes(32), value))
+    found = verify(LabelStore(path))
+    assert said in found.damaged["digest 01" + 64 * "0"]
+    assert found.records == 3
+
+
+def test_a_sound_record_of_a_long_key_is_sound(tmp_path):
+    with LabelStoreWriter(tmp_path / "s", num_classes=CLASSES, top_k=TOP_K) as writer:
+        fill(writer, [600 * "a", "b.jpg"])
+    assert verify(LabelStore(tmp_path / "s"), [600 * "a", "b.jpg"]).sound
+
+
+def test_a_shard_that_cannot_be_read_is_reported_and_the_others_are_checked(tmp_path):
+    keys = [f"{index}.jpg" for index in range(9)]
+    with LabelStoreWriter(tmp_path / "s", num_classes=CLASSES, top_k=TOP_K, shards=2) as writer:
+        fill(writer, keys)
+    (tmp_path / "s" / shard_file(0)).unlink()
+    found = verify(LabelStore(tmp_path / "s"))
+    assert list(found.damaged) == [shard_file(0)]
+    assert "is missing" in found.damaged[shard_file(0)]
+    assert found.records == sum(shard_of(key, 2) for key in keys) > 0
+
+
+def test_a_failure_and_a_map_of_one_image_are_reported(path):
+    edit(path, lambda transaction: transaction.put(failure_key(KEYS[0].encode()), b"\x09\x00" + KEYS[0].encode()))
+    found = verify(LabelStore(path))
+    assert found.damaged == {KEYS[0]: "it has a map and is noted as a failure too"}
+
+
+def test_bookkeeping_of_a_later_release_is_ignored(path):
+    edit(path, lambda transaction: transaction.put(b"\x00later", b"whatever"))
+    assert verify(LabelStore(path), KEYS).sound
+
+
+def put_unchecked(path, arrays, kind):
+    """A store of one record that no writer of ours would write, with the right checksum."""
+    with LabelStoreWriter(path, num_classes=CLASSES, top_k=TOP_K, residual=True, score_kind=kind):
+        pass
+    shape = Shape(*arrays["scores"].shape, CLASSES, True)
+    payload = CODECS["float16"].encode(shape, arrays["scores"], arrays["classes"], arrays["residual"])
+    body = struct.pack("<HHB", shape.rows, shape.columns, 0) + payload
+    record = struct.pack("<I", zlib.crc32(b"a.jpg" + body)) + body
+    edit(path, lambda transaction: transaction.put(b"a.jpg", record))
+
+
+@pytest.mark.parametrize("kind", ["logit", "probability"])
+@pytest.mark.parametrize(
+    ("name", "place", "value", "said"),
+    [
+        (None, None, None, None),
+        ("scores", (0, 2, 4), np.nan, r"scores must be finite float32 numbers, got nan at cell \(2, 4\)"),
+        ("residual", (6, 1), np.nan, r"residual must be finite float32 numbers, got nan at cell \(6, 1\)"),
+        ("scores", (1, 2, 4), 1.0, r"scores descend along K, got .* before 1 at cell \(2, 4\)"),
+        ("classes", (1, 3, 2), "classes[0]", r"the classes of a cell are distinct, got \d+ twice at cell \(3, 2\)"),
+        ("scores", (0, 6, 0), 1.01, r"probability: scores of .* are 0 to 1, got 1.0\d+ at cell \(6, 0\)"),
+        ("scores", (2, 6, 0), -0.01, r"probability: scores of .* are 0 to 1, got -0.0\d+ at cell \(6, 0\)"),
+        ("residual", (6, 1), 1.01, r"probability: residual of .* are 0 to 1, got 1.0\d+ at cell \(6, 1\)"),
+    ],
+)
+def test_numbers_that_break_the_format_are_reported(tmp_path, kind, name, place, value, said):
+    """A checksum tells what was changed since, not what was wrong when it was written; they used to be sound."""
+    arrays = dict(zip(("scores", "classes", "residual"), make_map(residual=True, low=0.1, high=0.9), strict=True))
+    if name:
+        arrays[name][place] = arrays["classes"][(0, *place[1:])] if value == "classes[0]" else value
+    put_unchecked(tmp_path / "s", arrays, kind)
+    found = verify(LabelStore(tmp_path / "s"))
+    of_probabilities, words = (said or "").startswith("probability: "), (said or "").removeprefix("probability: ")
+    if said is None or (of_probabilities and kind == "logit"):
+        assert found.sound
+    else:
+        assert list(found.damaged) == ["a.jpg"]
+        assert re.fullmatch(words, found.damaged["a.jpg"])
+        assert found.records == 0
+
+
+def test_a_class_beyond_the_header_s_is_reported(tmp_path):
+    scores, classes, residual = make_map(residual=True)
+    put_unchecked(tmp_path / "s", {"scores": scores, "classes": classes + 1, "residual": residual}, "logit")
+    assert verify(LabelStore(tmp_path / "s")).damaged == {"a.jpg": f"the palette holds class {CLASSES} of {CLASSES}"}
+
+
+# Lost records
+
+
+@pytest.fixture
+def annotated(tmp_path):
+    """A store as annotate leaves it: it knows the fingerprint of its images, of which one failed."""
+    with LabelStoreWriter(tmp_path / "s", num_classes=CLASSES, top_k=TOP_K) as writer:
+        fill(writer, KEYS)
+        writer.put_failure("\udcff.jpg", "no image")
+        writer.finish(dataset={"count": 4, "fingerprint": fingerprint([*KEYS, "\udcff.jpg"])})
+    return tmp_path / "s"
+
+
+def test_the_images_that_were_annotated_are_sound(annotated):
+    assert verify(LabelStore(annotated)).sound
+
+
+@pytest.mark.parametrize("stranger", [failure_key(b"old.jpg"), None])
+def test_a_lost_record_is_noticed_though_the_count_is_right(annotated, stranger):
+    """A failure of an image that is gone used to hide it, and so did a map of one."""
+    with LabelStoreWriter(annotated, num_classes=CLASSES, top_k=TOP_K, resume=True) as writer:
+        if stranger:
+            writer.put_failure("old.jpg", "no image")
+        else:
+            writer.put("old.jpg", *make_map())
+    assert verify(LabelStore(annotated)).sound  # more than were counted: images may be deleted
+    edit(annotated, lambda transaction: transaction.delete(KEYS[1].encode()))
+    found = verify(LabelStore(annotated))
+    assert "are not those of which the header has the fingerprint" in found.miscounted
+    assert not found.sound
+
+
+def test_a_fingerprint_of_another_kind_says_nothing(tmp_path):
+    with LabelStoreWriter(tmp_path / "s", num_classes=CLASSES, top_k=TOP_K) as writer:
+        fill(writer, KEYS)
+        writer.finish(dataset={"count": 3, "fingerprint": "of my own"})
+    assert verify(LabelStore(tmp_path / "s")).sound

@@ -7,6 +7,8 @@ import textwrap
 import time
 from pathlib import Path
 
+import filelock
+import lmdb
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
@@ -207,6 +209,27 @@ def test_a_failure_of_an_earlier_batch_is_forgotten_too(path):
     assert LabelStore(path).failures == {}
 
 
+def test_failures_of_other_images_than_those_kept_are_forgotten(path):
+    with LabelStoreWriter(path, **SETTINGS, shards=2) as writer:
+        for key in ("a.jpg", "b.jpg", 600 * "c", "d.jpg"):
+            writer.put_failure(key, "cut short")
+        writer.commit()
+        writer.put_failure("e.jpg", "cut short")
+        writer.keep_failures_of(["a.jpg", "new.jpg"])
+        writer.put_failure("new.jpg", "cut short")
+    assert list(LabelStore(path).failures) == ["a.jpg", "new.jpg"]
+
+
+def test_a_failure_that_nobody_can_read_is_forgotten(path):
+    LabelStoreWriter(path, **SETTINGS).close()
+    with lmdb.open(str(path / "shard-00000.mdb"), subdir=False, map_size=2**24) as environment:
+        with environment.begin(write=True) as transaction:
+            transaction.put(b"\x00f" + bytes(32), b"\xff\xff")
+    with LabelStoreWriter(path, **SETTINGS, resume=True) as writer:
+        writer.keep_failures_of([])
+    assert LabelStore(path).failures == {}
+
+
 def test_a_stored_image_cannot_fail(path):
     with LabelStoreWriter(path, **SETTINGS) as writer:
         writer.put("a.jpg", *make_map())
@@ -283,6 +306,39 @@ def test_resuming_with_other_settings_names_every_difference(path):
         "annotator.size: 475, now None. Give the old settings to continue it, or another path",
     ]:
         assert said in str(error.value)
+
+
+TABLES = {
+    "class_names": [*"abcdefghijklmnopqrst"],
+    "class_to_idx": {name: i for i, name in enumerate([*"abcdefghijklmnopqrst"])},
+}
+
+
+def resumed(path, first, then):
+    """The class table that a store has after two writers."""
+    LabelStoreWriter(path, **SETTINGS, **first).close()
+    LabelStoreWriter(path, **SETTINGS, **then, resume=True).close()
+    header = LabelStore(path).header
+    return {"class_names": header.class_names and [*header.class_names], "class_to_idx": header.class_to_idx}
+
+
+def test_a_table_of_other_folders_than_classes_never_blocks_and_the_newest_is_kept(path):
+    given = {"class_to_idx": {"a": 0, "b": 1}}, {"class_to_idx": {"0": 0, "a": 1, "b": 2}}
+    assert resumed(path, *given)["class_to_idx"] == {"0": 0, "a": 1, "b": 2}
+
+
+@pytest.mark.parametrize("other", [{"class_to_idx": {"a": 0, "b": 1}}, {}])
+def test_a_table_of_one_folder_for_each_class_is_kept_and_taken_over(path, tmp_path, other):
+    assert resumed(path, TABLES, other) == TABLES
+    assert resumed(tmp_path / "other.lmdb", other, TABLES) == TABLES
+
+
+def test_another_table_of_one_folder_for_each_class_is_refused(path):
+    LabelStoreWriter(path, **SETTINGS, **TABLES).close()
+    table = {**TABLES["class_to_idx"], "s": 19, "t": 18}
+    said = r"other settings. class_to_idx\['s'\]: 18, now 19; class_to_idx\['t'\]: 19, now 18. Give"
+    with pytest.raises(SettingsDiffer, match=said):
+        LabelStoreWriter(path, **SETTINGS, class_to_idx=table, resume=True)
 
 
 def test_resuming_keeps_descriptions_and_unknown_fields(path):
@@ -381,6 +437,41 @@ def test_a_failed_writer_leaves_no_lock(path):
     with pytest.raises(SettingsDiffer):
         LabelStoreWriter(path, num_classes=20, top_k=2, resume=True)
     LabelStoreWriter(path, **SETTINGS, resume=True).close()
+
+
+@pytest.fixture(params=[filelock.FileLock, filelock.SoftFileLock])
+def locks(request, monkeypatch):
+    """Every lock that a writer makes, kept, so that none is freed by being forgotten.
+
+    Soft locks are what filelock falls back to where the file system has no flock.
+    """
+    kept = []
+
+    class Kept(request.param):
+        def __init__(self, *given, **options):
+            super().__init__(*given, **options)
+            kept.append(self)
+
+    monkeypatch.setattr(writer_module, "FileLock", Kept)
+    monkeypatch.setattr(writer_module, "_SECONDS_FOR_HEADER_LOCK", 0.1)
+    monkeypatch.setattr(writer_module, "_SECONDS_FOR_ORPHANS_TO_END", 0.1)
+    return kept
+
+
+def test_the_header_s_lock_is_free_after_its_block_and_all_are_after_the_writer_s(path, locks):
+    """It used to be acquired twice and released once, so that a writer with soft locks blocked itself."""
+    with LabelStoreWriter(path, **SETTINGS, shards=2) as writer:
+        held = {Path(lock.lock_file).name: lock.lock_counter for lock in locks}
+        assert held == {"header.lock": 0, "shard-00000.lock": 1, "shard-00001.lock": 1}
+        writer.put("a.jpg", *make_map())
+    assert [lock.lock_counter for lock in locks] == 4 * [0]
+
+
+def test_a_writer_that_is_refused_frees_its_locks_at_once(path, locks):
+    LabelStoreWriter(path, **SETTINGS).close()
+    with pytest.raises(SettingsDiffer):
+        LabelStoreWriter(path, num_classes=20, top_k=2, resume=True)
+    assert not any(lock.is_locked for lock in locks)
 
 
 def test_ranks_write_their_own_shards_and_the_last_makes_it_complete(path):
@@ -488,7 +579,7 @@ def test_a_full_disk_is_a_clear_error_and_what_was_committed_is_read(path):
     """
     committed, said = json.loads(result(python(code, path)))
     assert "shard-00000.mdb: no space left to write" in said
-    assert "What was committed is safe and can be read; free some space and continue with resume=True" in said
+    assert "What was committed is safe and can be read; free some space and run the same command again" in said
     store = LabelStore(path)
     assert committed > 100
     assert list(store) == [f"{seed:05d}.jpg" for seed in range(committed)]

@@ -24,11 +24,12 @@ _SHOWN = 20
 def verify(store: str, data: str | None, as_json: bool) -> None:
     """Read every label map of the store STORE (default: maps.lmdb) and say what is wrong.
 
-    Checksums, grids, classes and counts are held to the header. Exit status: 0 all is sound, 1 something is wrong,
-    3 sound, but some images could not be annotated or are not in the folder.
+    Checksums, grids, scores, classes, keys and counts are held to the format and to the header. Exit status: 0 all is
+    sound, 1 something is wrong, 3 sound, but some images could not be annotated or are not in the folder.
     """
     from tqdm import tqdm
 
+    from torchrelabel.errors import StoreError
     from torchrelabel.store import LabelStore
     from torchrelabel.store.verify import verify as run
 
@@ -36,7 +37,11 @@ def verify(store: str, data: str | None, as_json: bool) -> None:
     images = None if data is None else _keys_of(data, store)
 
     def progress(keys: Iterable[str]) -> Iterable[str]:
-        return tqdm(keys, total=len(label_store), unit="maps", disable=None, leave=False)
+        try:
+            total = len(label_store)
+        except StoreError:  # a shard cannot be read, which will be among the findings
+            total = None
+        return tqdm(keys, total=total, unit="maps", disable=None, leave=False)
 
     found = run(label_store, images, progress=progress)
     click.echo(json.dumps(_figures(found), indent=2) if as_json else _words(store, data, found))
@@ -74,7 +79,7 @@ def _words(store: str, data: str | None, found: Verification) -> str:
     if found.miscounted:
         lines.append(f"The counts disagree: {found.miscounted}.")
     lines += _listed(
-        f"{len(found.damaged)} label maps are damaged; copy the store again, or annotate into a new one:", found.damaged
+        f"{len(found.damaged)} entries are damaged; copy the store again, or annotate into a new one:", found.damaged
     )
     lines += _listed(f"{len(found.failures)} images could not be annotated:", found.failures)
     lines += _listed(f"{len(found.missing)} images of {data} have no label map:", dict.fromkeys(found.missing, ""))

@@ -526,7 +526,8 @@ def _agreed_num_classes(
         )
     if classes is not None and own == stored:
         _check_target_transform(getattr(leaf, "target_transform", None), own)
-    if theirs and ours and len(ours) == stored and (classes is None or len(classes) == stored):
+    # Folders are classes only where there is one for each.
+    if theirs and ours and len(theirs) == len(ours) == stored and (classes is None or len(classes) == stored):
         for name in sorted(theirs.keys() & ours.keys()):
             if theirs[name] != ours[name]:
                 raise ValueError(

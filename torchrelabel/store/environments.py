@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakValueDictionary
 
-from torchrelabel.errors import StoreError
+from torchrelabel.errors import DamagedRecord, StoreError
 from torchrelabel.store.files import write_error
 
 if TYPE_CHECKING:
@@ -17,6 +19,11 @@ if TYPE_CHECKING:
 
 # Address space, not disk: LMDB's file grows with its content, and the map doubles whenever it is full.
 INITIAL_MAP_SIZE = 64 * 1024 * 1024
+
+# Two commits take milliseconds and a look some microseconds: who is overtaken so often reads a file that is damaged.
+_LOOKS = 4
+
+T = TypeVar("T")
 
 
 class Environment:
@@ -39,6 +46,20 @@ class Environment:
         Keep it short and do not nest it. LMDB's errors come out as `StoreError`.
         """
         return _Reading(self)
+
+    def read(self, look: Callable[[lmdb.Transaction], T]) -> T:
+        """What ``look`` makes of the newest commit.
+
+        It is called again, a few times, if two commits overtook it: the second may reuse pages that it was looking at,
+        which then seem to be damaged, or to lack a key.
+        """
+        for _ in range(_LOOKS - 1):
+            with self.reading() as transaction, suppress(self._lmdb.Error, DamagedRecord):
+                seen = look(transaction)
+                if self.handle.info()["last_txnid"] <= transaction.id() + 1:
+                    return seen
+        with self.reading() as transaction:
+            return look(transaction)
 
     def begin(self) -> lmdb.Transaction:
         """A read transaction on the newest commit, also where another process has grown the file since."""
@@ -77,9 +98,9 @@ class Environment:
             length = self.path.stat().st_size if self.path.exists() else 0
             # A size given for reading would be a waste of address space; LMDB takes what the file needs.
             size = {"map_size": max(INITIAL_MAP_SIZE, 2 * length)} if self.writable else {}
-            # The writer's own lock file keeps writers apart, and records are read in transactions far shorter than the
-            # two commits after which LMDB reuses a page, so that LMDB's lock, which needs a writable directory, is not
-            # needed. Records are read in random order, where readahead would read 128 KiB for each 4.
+            # The writer's own lock file keeps writers apart, and `read` looks again where two commits, after which LMDB
+            # reuses a page, were faster, so that LMDB's lock, which needs a writable directory, is not needed. Records
+            # are read in random order, where readahead would read 128 KiB for each 4.
             self.handle = self._lmdb.open(
                 os.fspath(self.path),
                 subdir=False,

@@ -42,6 +42,10 @@ def sync_directory(directory: Path) -> None:
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some network and FUSE file systems sync no directories; they keep names in a way of their own.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
 
@@ -56,5 +60,5 @@ def write_error(path: Path, error: Exception) -> StoreError:
     why = "no space left to write, or the disk fails" if codes == {errno.EIO} else "no space left to write"
     return StoreError(
         f"{path}: {why} ({error}). What was committed is safe and can be read; "
-        f"free some space and continue with resume=True"
+        f"free some space and run the same command again (in Python, open the writer with resume=True)"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,9 @@ SCORE_KINDS = ("logit", "probability")
 
 # What two runs that write to one store must agree on. The dataset is not among them: adding images changes it.
 SETTINGS = ("num_classes", "top_k", "codec", "score_kind", "residual", "coverage", "shards")
-DESCRIPTIONS = ("grid", "annotator", "class_names", "class_to_idx")
+
+# Of two tables that differ, such as those of a thousand class folders.
+_ENTRIES_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,11 @@ class StoreHeader:
         return len(self.finished) == self.shards
 
     @property
+    def folders_are_classes(self) -> bool:
+        """Whether there is one class folder for each class; only then can a folder's index be that of a class."""
+        return self.class_to_idx is not None and len(self.class_to_idx) == self.num_classes
+
+    @property
     def default_box(self) -> Box:
         """The part of the image that a map without a box of its own covers, xyxy in fractions."""
         return WHOLE_IMAGE if isinstance(self.coverage, str) else self.coverage
@@ -176,27 +183,41 @@ class StoreHeader:
         except TypeError as error:  # a list where a string belongs, and the like
             raise ValueError(f"a field has a wrong type: {error}") from None
 
+    def as_read(self) -> StoreHeader:
+        """This header as it comes back from disk, where tuples among the descriptions have become lists."""
+        return StoreHeader.from_bytes(self.to_bytes())
+
     def differences(self, given: StoreHeader) -> list[str]:
         """Every setting in which another header differs, as ``name: ours, now theirs``.
 
-        A description that ``given`` leaves out (no annotator, no class names, ...) is no difference.
+        A description that ``given`` leaves out (no annotator, no class names, ...) is no difference, nor are class
+        names where there were none. Tables of class folders differ only where both have one folder for each class: the
+        maps hold the annotator's classes, of which other tables say nothing.
         """
         different = [name for name in SETTINGS if getattr(self, name) != getattr(given, name)]
         lines = [f"{name}: {getattr(self, name)!r}, now {getattr(given, name)!r}" for name in different]
-        for name in DESCRIPTIONS:
-            old, new = getattr(self, name), getattr(given, name)
-            if not new or old == new:
-                continue
-            if name == "annotator":
-                both = sorted(old.keys() | new.keys())
-                lines += [
-                    f"annotator.{part}: {_short(old.get(part))}, now {_short(new.get(part))}"
-                    for part in both
-                    if old.get(part) != new.get(part)
-                ]
-            else:
-                lines.append(f"{name}: {_short(old)}, now {_short(new)}")
+        if given.grid and self.grid != given.grid:
+            lines.append(f"grid: {self.grid}, now {given.grid}")
+        if given.annotator:
+            lines += _differing("annotator.{}", self.annotator, given.annotator)
+        if self.class_names and given.class_names:
+            lines += _differing("class_names[{!r}]", *(dict(enumerate(h.class_names or ())) for h in (self, given)))
+        if self.folders_are_classes and given.folders_are_classes:
+            lines += _differing("class_to_idx[{!r}]", self.class_to_idx or {}, given.class_to_idx or {})
         return lines
+
+    def continued_by(self, given: StoreHeader) -> StoreHeader:
+        """This header, with what a writer that continues the store knows better.
+
+        A table of one folder for each class is not replaced by one that says nothing of the classes.
+        """
+        keep_table = self.folders_are_classes or given.class_to_idx is None
+        return replace(
+            self,
+            class_names=self.class_names or given.class_names,
+            class_to_idx=self.class_to_idx if keep_table else given.class_to_idx,
+            dataset=given.dataset or self.dataset,
+        )
 
 
 # The two fields that carry another name, or none, on disk.
@@ -283,6 +304,16 @@ def _checked_shards(shards: Any, count: int) -> tuple[int, ...]:
     if not isinstance(shards, (list, tuple)) or not all(_is_int(shard, 0, count - 1) for shard in shards):
         raise ValueError(f"shard numbers are 0 to {count - 1}, got {_short(shards)}")
     return tuple(sorted(set(shards)))
+
+
+def _differing(place: str, old: Mapping[Any, Any], new: Mapping[Any, Any]) -> list[str]:
+    """The first entries in which two tables differ, each named by ``place``, and how many more there are."""
+    names = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    lines = [
+        f"{place.format(name)}: {_short(old.get(name))}, now {_short(new.get(name))}" for name in names[:_ENTRIES_SHOWN]
+    ]
+    rest = len(names) - len(lines)
+    return lines + ([f"and {rest} more"] if rest else [])
 
 
 def _short(value: object) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import zlib
+from collections.abc import Iterable
 
 FORMAT_NAME = "torchrelabel.store"
 FORMAT_VERSION = 1
@@ -36,6 +37,14 @@ def shard_file(shard: int) -> str:
 def shard_lock_file(shard: int) -> str:
     """Name of the file that the writer of one shard locks."""
     return f"shard-{shard:05d}.lock"
+
+
+def is_store_file(name: str) -> bool:
+    """Whether a file of this name belongs to a store.
+
+    A store without a header may hold some already: a writer makes its locks first, and may have been stopped there.
+    """
+    return name.startswith(("header.", "shard-"))
 
 
 def encode_key(key: str) -> bytes:
@@ -80,6 +89,14 @@ def shard_of(key: str | bytes, shards: int) -> int:
     """
     name = key if isinstance(key, bytes) else encode_key(key)
     return zlib.crc32(name) % shards
+
+
+def fingerprint(keys: Iterable[str]) -> str:
+    """Return the SHA-256 over the sorted keys, each followed by a NUL, as hex digits."""
+    digest = hashlib.sha256()
+    for key in sorted(keys):
+        digest.update(key.encode("utf-8", errors="surrogateescape") + b"\0")
+    return digest.hexdigest()
 
 
 def is_long(name: bytes) -> bool:

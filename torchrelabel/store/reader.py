@@ -6,9 +6,10 @@ import heapq
 import os
 import posixpath
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torchrelabel.errors import DamagedRecord, MissingLabelMap
 from torchrelabel.store.environments import Environment, open_environment
@@ -29,8 +30,16 @@ from torchrelabel.store.layout import (
 )
 from torchrelabel.store.record import LabelRecord, unpack_record
 
-# Keys are walked in transactions of this many, so that none lives long enough for a writer to reuse its pages.
-_KEYS_AT_ONCE = 1000
+if TYPE_CHECKING:
+    import lmdb
+
+# Keys are walked in transactions of this many, with no more bytes of values than these and one, so that none lives long
+# enough for a writer to reuse its pages: where that happens LMDB may end the process by an assertion.
+_KEYS_AT_ONCE = 100
+_BYTES_AT_ONCE = 256 * 1024
+
+# How many keys `nearest` looks at that begin like the one asked for.
+_NAMES_TO_TRY = 1000
 
 # How many top-level folders `nearest` tries a key in.
 _FOLDERS_TO_TRY = 1000
@@ -106,19 +115,23 @@ class LabelStore(Mapping[str, LabelRecord]):
         return default if record is None else record
 
     def _read(self, key: str) -> LabelRecord | None:
-        name = encode_key(key)
-        shard = shard_of(name, self._header.shards)
-        environment = self._environment(shard)
-        with environment.reading() as transaction:
-            value = transaction.get(record_key(name))
-            if value is None:
-                return None
-            try:
-                return unpack_record(self._header, name, self._record(name, value))
-            except DamagedRecord as error:
-                raise DamagedRecord(
-                    f"{environment.path}, label map of {key!r}: {error}. Copy the store again, or annotate it again"
-                ) from None
+        try:
+            name = encode_key(key)
+        except ValueError:  # what can be no key is in no store
+            return None
+        lmdb_key = record_key(name)
+
+        def look(transaction: lmdb.Transaction) -> LabelRecord | None:
+            value = transaction.get(lmdb_key)
+            return None if value is None else unpack_record(self._header, name, self._record(name, value))
+
+        environment = self._environment(shard_of(name, self._header.shards))
+        try:
+            return environment.read(look)
+        except DamagedRecord as error:
+            raise DamagedRecord(
+                f"{environment.path}, label map of {key!r}: {error}. Copy the store again, or annotate it again"
+            ) from None
 
     def __contains__(self, key: object) -> bool:
         if not isinstance(key, str):
@@ -128,8 +141,7 @@ class LabelStore(Mapping[str, LabelRecord]):
         except ValueError:
             return False
         environment = self._environment(shard_of(name, self._header.shards))
-        with environment.reading() as transaction:
-            return transaction.get(record_key(name)) is not None
+        return environment.read(lambda transaction: transaction.get(record_key(name)) is not None)
 
     def __iter__(self) -> Iterator[str]:
         """The keys of all label maps, in the order of their bytes."""
@@ -140,18 +152,7 @@ class LabelStore(Mapping[str, LabelRecord]):
         return (decode_key(name) for name in heapq.merge(long, *names))
 
     def __len__(self) -> int:
-        total = 0
-        for shard in range(self._header.shards):
-            environment = self._environment(shard)
-            with environment.reading() as transaction:
-                total += transaction.stat()["entries"]
-                cursor = transaction.cursor()
-                if cursor.first():
-                    for key in cursor.iternext(values=False):
-                        if bytes(key[:1]) != BOOKKEEPING_PREFIX:
-                            break
-                        total -= 1
-        return total
+        return sum(self._environment(shard).read(_count_records) for shard in range(self._header.shards))
 
     def nearest(self, key: str, n: int = 3) -> list[str]:
         """Keys of this store that a missing key was perhaps meant to be, the likeliest first.
@@ -215,18 +216,8 @@ class LabelStore(Mapping[str, LabelRecord]):
     def _walk(self, shard: int, start: bytes, *, values: bool = False) -> Iterator[tuple[bytes, bytes]]:
         """LMDB's keys from ``start`` on, in order, with their values if wanted."""
         environment = self._environment(shard)
-        while True:
-            with environment.reading() as transaction:
-                cursor = transaction.cursor()
-                batch = []
-                if cursor.set_range(start):
-                    for key in cursor.iternext(values=False):
-                        batch.append((bytes(key), bytes(cursor.value()) if values else b""))
-                        if len(batch) == _KEYS_AT_ONCE:
-                            break
+        while batch := environment.read(partial(_some_from, start, values)):
             yield from batch
-            if len(batch) < _KEYS_AT_ONCE:
-                return
             start = batch[-1][0] + b"\x00"
 
     def _long_names(self, shard: int) -> Iterator[bytes]:
@@ -239,13 +230,17 @@ class LabelStore(Mapping[str, LabelRecord]):
                 raise DamagedRecord(f"{self._file(shard)}, digest {key.hex()}: {error}") from None
 
     def _failure(self, name: bytes) -> str | None:
-        with self._environment(shard_of(name, self._header.shards)).reading() as transaction:
-            value = transaction.get(failure_key(name))
-            return None if value is None else decode_key(bytes(value[2 + len(name) :]))
+        environment = self._environment(shard_of(name, self._header.shards))
+        value = environment.read(lambda transaction: _copied(transaction.get(failure_key(name))))
+        return None if value is None else decode_key(value[2 + len(name) :])
 
     def _why_missing(self, key: str) -> str:
         message = f"no label map of {key!r} in {self._path}"
-        reason = self._failure(encode_key(key))
+        try:
+            name = encode_key(key)
+        except ValueError as error:
+            return f"{message}: {error}"
+        reason = self._failure(name)
         if reason is not None:
             return f"{message}: it could not be annotated ({reason})"
         nearest = self.nearest(key)
@@ -276,7 +271,7 @@ class LabelStore(Mapping[str, LabelRecord]):
         prefix = stem.encode("utf-8", "surrogateescape") + b"."
         walks = [self._walk(shard, prefix) for shard in range(self._header.shards)]
         # `a.b.jpg` lies between `a.JPG` and `a.png`, and has another stem than they have.
-        for name, _ in islice(heapq.merge(*walks), _KEYS_AT_ONCE):
+        for name, _ in islice(heapq.merge(*walks), _NAMES_TO_TRY):
             if not name.startswith(prefix):
                 return
             found = decode_key(name)
@@ -299,29 +294,54 @@ class LabelStore(Mapping[str, LabelRecord]):
         """The first key at or after ``start``."""
         found = []
         for shard in range(self._header.shards):
-            with self._environment(shard).reading() as transaction:
-                cursor = transaction.cursor()
-                if cursor.set_range(start):
-                    found.append(bytes(cursor.key()))
-        return min(found, default=None)
+            found += self._environment(shard).read(partial(_around, start))[:1]
+        return min((name for name in found if name), default=None)
 
     def _neighbours(self, key: str) -> Iterator[str]:
         name = key.encode("utf-8", "surrogateescape")
         around: list[bytes] = []
         for shard in range(self._header.shards):
-            environment = self._environment(shard)
-            with environment.reading() as transaction:
-                cursor = transaction.cursor()
-                if cursor.set_range(name or FIRST_IMAGE_KEY):
-                    around.append(bytes(cursor.key()))
-                    here = cursor.prev()
-                else:
-                    here = cursor.last()
-                if here:
-                    around.append(bytes(cursor.key()))
+            around += self._environment(shard).read(partial(_around, name or FIRST_IMAGE_KEY))
         around = [near for near in around if near >= FIRST_IMAGE_KEY]
         around.sort(key=lambda near: (-_shared(near, name), near))
         return map(decode_key, around)
+
+
+def _some_from(start: bytes, values: bool, transaction: lmdb.Transaction) -> list[tuple[bytes, bytes]]:
+    """The next of LMDB's keys from ``start`` on, with their values if wanted; none at the end."""
+    cursor = transaction.cursor()
+    some: list[tuple[bytes, bytes]] = []
+    size = 0
+    if cursor.set_range(start):
+        for key in cursor.iternext(values=False):
+            some.append((bytes(key), bytes(cursor.value()) if values else b""))
+            size += len(some[-1][1])
+            if len(some) == _KEYS_AT_ONCE or size >= _BYTES_AT_ONCE:
+                break
+    return some
+
+
+def _count_records(transaction: lmdb.Transaction) -> int:
+    total = int(transaction.stat()["entries"])
+    cursor = transaction.cursor()
+    if cursor.first():
+        for key in cursor.iternext(values=False):
+            if bytes(key[:1]) != BOOKKEEPING_PREFIX:
+                break
+            total -= 1
+    return total
+
+
+def _around(start: bytes, transaction: lmdb.Transaction) -> list[bytes]:
+    """The first of LMDB's keys at or after ``start``, empty if there is none, and the last one before it, if any."""
+    cursor = transaction.cursor()
+    after = bytes(cursor.key()) if cursor.set_range(start) else b""
+    before = cursor.prev() if after else cursor.last()
+    return [after, *([bytes(cursor.key())] if before else [])]
+
+
+def _copied(value: Any) -> bytes | None:
+    return None if value is None else bytes(value)
 
 
 def _shared(first: bytes, second: bytes) -> int:

@@ -119,6 +119,19 @@ def unpack_record(header: StoreHeader, name: bytes, record: memoryview) -> Label
         raise DamagedRecord(str(error)) from None
 
 
+def check_numbers(header: StoreHeader, record: LabelRecord) -> None:
+    """Hold the numbers of a record to what the format asks of them, which reading takes no time to check.
+
+    Raises:
+        ValueError: If one is not finite or no probability, if scores rise along ``K``, or if a cell repeats a class.
+    """
+    _check_descending(_finite_float32("scores", record.scores))
+    _check_probabilities(header, "scores", record.scores)
+    _check_distinct(record.classes)
+    if record.residual is not None:
+        _check_probabilities(header, "residual", _finite_float32("residual", record.residual))
+
+
 def same_map(header: StoreHeader, name: bytes, first: bytes, second: bytes) -> bool:
     """Whether two records under one key hold the same map; zlib's releases deflate the same indices differently."""
     if first == second:
@@ -155,13 +168,7 @@ def _checked_scores(header: StoreHeader, scores: ArrayLike) -> Scores:
             f"got shape {list(given.shape)}"
         )
     kept = _finite_float32("scores", given)
-    rising = kept[1:] > kept[:-1]
-    if rising.any():
-        k, row, column = _first(rising)
-        raise ValueError(
-            f"scores descend along K, got {kept[k, row, column]:g} before {kept[k + 1, row, column]:g} "
-            f"at cell ({row}, {column})"
-        )
+    _check_descending(kept)
     _check_probabilities(header, "scores", kept)
     return kept
 
@@ -179,13 +186,7 @@ def _checked_classes(header: StoreHeader, scores: Scores, classes: ArrayLike) ->
             f"classes are 0 to {header.num_classes - 1}, got {given[k, row, column]} at cell ({row}, {column})"
         )
     kept = given.astype(np.int32)
-    ordered = np.sort(kept, axis=0)
-    repeated = ordered[1:] == ordered[:-1]
-    if repeated.any():
-        k, row, column = _first(repeated)
-        raise ValueError(
-            f"the classes of a cell are distinct, got {ordered[k, row, column]} twice at cell ({row}, {column})"
-        )
+    _check_distinct(kept)
     return kept
 
 
@@ -224,6 +225,26 @@ def _finite_float32(what: str, given: NDArray[Any]) -> Scores:
         place = _first(infinite)
         raise ValueError(f"{what} must be finite float32 numbers, got {given[place]} at cell {place[-2:]}")
     return kept
+
+
+def _check_descending(scores: Scores) -> None:
+    rising = scores[1:] > scores[:-1]
+    if rising.any():
+        k, row, column = _first(rising)
+        raise ValueError(
+            f"scores descend along K, got {scores[k, row, column]:g} before {scores[k + 1, row, column]:g} "
+            f"at cell ({row}, {column})"
+        )
+
+
+def _check_distinct(classes: Classes) -> None:
+    ordered = np.sort(classes, axis=0)
+    repeated = ordered[1:] == ordered[:-1]
+    if repeated.any():
+        k, row, column = _first(repeated)
+        raise ValueError(
+            f"the classes of a cell are distinct, got {ordered[k, row, column]} twice at cell ({row}, {column})"
+        )
 
 
 def _check_probabilities(header: StoreHeader, what: str, kept: Scores) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,6 +26,7 @@ from torchrelabel.store.layout import (
     encode_key,
     failure_key,
     is_long,
+    is_store_file,
     join_named,
     record_key,
     shard_file,
@@ -71,7 +73,8 @@ class LabelStoreWriter:
         write_shards: Numbers of the shards that this writer writes; all by default.
         commit_every: Number of maps after which they are committed; 10 s after a commit the next put commits too.
         resume: Whether to continue a store that exists. Its settings must be the ones given; ``annotator``, ``grid``,
-            ``class_names`` and ``class_to_idx`` need not be given again.
+            ``class_names`` and ``class_to_idx`` need not be given again. A ``class_to_idx`` that has not one folder for
+            each class says nothing of the maps, and may be another one.
 
     Raises:
         StoreInUse: If another writer has one of the shards.
@@ -122,8 +125,7 @@ class LabelStoreWriter:
             shards=shards,
             dataset=dict(dataset or {}),
         )
-        # Through bytes and back, so that what is compared with a stored header went the same way (tuples become lists).
-        given = StoreHeader.from_bytes(given.to_bytes())
+        given = given.as_read()  # so that what is compared with a stored header went the same way
         numbers = sorted(set(range(shards) if write_shards is None else write_shards))
         if not numbers or not 0 <= numbers[0] <= numbers[-1] < shards:
             raise ValueError(f"write_shards names some of the shards 0 to {shards - 1}, got {numbers}")
@@ -209,6 +211,13 @@ class LabelStoreWriter:
         shard.put_failure(name, reason.encode("utf-8", "surrogateescape"))
         self._count()
 
+    def keep_failures_of(self, keys: Iterable[str]) -> None:
+        """Forget the failures, in this writer's shards, of all other images: they no longer exist."""
+        self._check_usable()
+        names = {encode_key(key) for key in keys}
+        for shard in self._shards.values():
+            shard.keep_failures_of(names)
+
     def key_done(self, key: str) -> bool:
         """Whether a label map of the image is stored, committed or not; a failure is not done."""
         name, shard = self._locate(key)
@@ -286,10 +295,8 @@ class LabelStoreWriter:
         except OSError as error:
             raise write_error(self._path, error) from error
         exists = (self._path / HEADER_FILE).exists()
-        # Before anything is made in it. The lock and the temporary header of another writer may be there already.
-        strangers = sorted(
-            entry.name for entry in self._path.iterdir() if not entry.name.startswith(("header.", "shard-"))
-        )
+        # Before anything is made in it.
+        strangers = sorted(entry.name for entry in self._path.iterdir() if not is_store_file(entry.name))
         if strangers and not exists:
             raise StoreError(
                 f"{self._path} is no label store, and not empty: it holds {', '.join(strangers[:4])}; give a new path"
@@ -316,12 +323,10 @@ class LabelStoreWriter:
                     + "; ".join(differences)
                     + ". Give the old settings to continue it, or another path"
                 )
-            unfinished = tuple(set(header.finished) - set(numbers))
-            dataset = given.dataset or header.dataset
-            if unfinished != header.finished or dataset != header.dataset:
-                header = replace(header, finished=unfinished, dataset=dataset)
-                write_header(self._path, header)
-            return header
+            continued = replace(header.continued_by(given), finished=tuple(set(header.finished) - set(numbers)))
+            if continued != header:
+                write_header(self._path, continued)
+            return continued
 
     def _refuse_orphans(self) -> None:
         orphans = sorted(entry.name for entry in self._path.glob("shard-*.mdb"))
@@ -331,15 +336,17 @@ class LabelStoreWriter:
                 f"give a new path"
             )
 
-    def _header_lock(self) -> FileLock:
-        lock = FileLock(self._path / HEADER_LOCK_FILE, timeout=_SECONDS_FOR_HEADER_LOCK, thread_local=False)
-        return self._acquired(lock, f"{HEADER_LOCK_FILE} is held for more than {_SECONDS_FOR_HEADER_LOCK:.0f} s")
+    def _header_lock(self) -> AbstractContextManager[None]:
+        held = f"{HEADER_LOCK_FILE} is held for more than {_SECONDS_FOR_HEADER_LOCK:.0f} s"
+        return self._locked(HEADER_LOCK_FILE, _SECONDS_FOR_HEADER_LOCK, held)
 
-    def _shard_lock(self, number: int) -> FileLock:
-        lock = FileLock(self._path / shard_lock_file(number), timeout=_SECONDS_FOR_ORPHANS_TO_END, thread_local=False)
-        return self._acquired(lock, f"{shard_lock_file(number)} is held")
+    def _shard_lock(self, number: int) -> AbstractContextManager[None]:
+        name = shard_lock_file(number)
+        return self._locked(name, _SECONDS_FOR_ORPHANS_TO_END, f"{name} is held")
 
-    def _acquired(self, lock: FileLock, held: str) -> FileLock:
+    @contextmanager
+    def _locked(self, name: str, seconds: float, held: str) -> Iterator[None]:
+        lock = FileLock(self._path / name, timeout=seconds, thread_local=False)
         try:
             lock.acquire()
         except Timeout:
@@ -348,7 +355,10 @@ class LabelStoreWriter:
             ) from None
         except OSError as error:
             raise write_error(Path(lock.lock_file), error) from error
-        return lock
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _locate(self, key: str) -> tuple[bytes, _Shard]:
         self._check_usable()
@@ -387,6 +397,7 @@ class _Shard:
         self._environment: Environment = open_environment(path, write=True)
         self._records: dict[bytes, bytes] = {}
         self._failures: dict[bytes, bytes] = {}
+        self._forgotten: list[bytes] = []
         # Most stores have no failure, and then no record needs to look for one to delete.
         self._any_failed = self._has_failures()
 
@@ -408,9 +419,18 @@ class _Shard:
     def put_failure(self, name: bytes, reason: bytes) -> None:
         self._failures[name] = reason
 
+    def keep_failures_of(self, names: set[bytes]) -> None:
+        kept = {failure_key(name) for name in names} if self._any_failed else set()
+        with self._environment.reading() as transaction:
+            cursor = transaction.cursor()
+            found = cursor.iternext(values=False) if cursor.set_range(FAILURE_PREFIX) else ()
+            failed = takewhile(lambda key: key.startswith(FAILURE_PREFIX), map(bytes, found))
+            self._forgotten = [key for key in failed if key not in kept]
+        self._failures = {name: reason for name, reason in self._failures.items() if name in names}
+
     def commit(self) -> None:
         """Write what is pending in one transaction, with a larger map as often as it needs one."""
-        if not self._records and not self._failures:
+        if not (self._records or self._failures or self._forgotten):
             return
         import lmdb
 
@@ -425,6 +445,7 @@ class _Shard:
         self._any_failed = self._any_failed or bool(self._failures)
         self._records.clear()
         self._failures.clear()
+        self._forgotten.clear()
 
     def _write(self) -> None:
         records = sorted(
@@ -440,6 +461,8 @@ class _Shard:
                 append = key > last
                 transaction.put(key, value, append=append)
                 last = key if append else last
+            for key in self._forgotten:
+                transaction.delete(key)
             for name in self._records if self._any_failed else ():
                 transaction.delete(failure_key(name))
             for name, reason in self._failures.items():
