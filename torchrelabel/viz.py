@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["cell_probabilities", "draw_label_map", "require_matplotlib", "require_picture"]
+__all__ = ["cell_probabilities", "draw_label_map", "require_matplotlib", "require_picture", "save_picture"]
 
 _BAR, _BOX = "#3b6fb6", "#e4572e"
 
@@ -56,6 +57,13 @@ def require_picture(path: str | os.PathLike[str]) -> None:
     folder = os.path.dirname(path)
     if folder and not os.path.isdir(folder):
         raise FileNotFoundError(f"There is no folder {folder!r} for the picture. Make it first, or write elsewhere.")
+
+
+def save_picture(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write a figure to a file, without a word about names that matplotlib's font has no signs for."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
+        figure.savefig(path, dpi=120)
 
 
 def cell_probabilities(label_map: LabelMap) -> Tensor:

@@ -54,6 +54,34 @@ def test_preprocessing_is_the_models_own() -> None:
     assert annotator.image_size == config["input_size"][1]
 
 
+def test_statistics_and_interpolation_of_another_training_take_the_place_of_the_models_own() -> None:
+    settings: dict[str, Any] = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "interpolation": "lanczos"}
+    annotator = Annotator.from_timm("test_resnet", pretrained=False, device="cpu", **settings)
+    description = annotator.description()
+    assert {name: description[name] for name in settings} == {
+        "mean": [0.1, 0.2, 0.3],
+        "std": [0.4, 0.5, 0.6],
+        "interpolation": "lanczos",
+    }
+    white = annotator.normalise(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8))
+    assert_close(white.flatten(), torch.tensor([0.9 / 0.4, 0.8 / 0.5, 0.7 / 0.6]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"mean": (0.5,)}, r"mean must be three numbers from 0 to 1, .* got 0.5\."),
+        ({"mean": (0.5, float("nan"), 0.5)}, r"mean must be three numbers from 0 to 1, .* got 0.5 nan 0.5\."),
+        ({"mean": (123.7, 116.3, 103.5)}, r"three numbers from 0 to 1, as for images in 0..1, got 123.7 116.3 103.5\."),
+        ({"std": (0.5, 0.5, 0.0)}, r"std must be three numbers above 0 and up to 1, .* got 0.5 0.5 0.0\."),
+        ({"interpolation": "cubic"}, r"interpolation must be one of nearest, bilinear, .*got 'cubic'"),
+    ],
+)
+def test_statistics_that_cannot_be_are_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Annotator.from_timm("test_resnet", pretrained=False, device="cpu", **settings)
+
+
 @pytest.mark.parametrize(("name", "grid"), [("resnet10t", (3, 3)), ("vit_tiny_patch16_224", (6, 6))])
 def test_another_image_size_changes_the_grid(name: str, grid: tuple[int, int]) -> None:
     annotator = Annotator.from_timm(name, pretrained=False, image_size=96, device="cpu")
@@ -98,6 +126,12 @@ def test_weights_that_cannot_be_fetched_are_an_error_that_says_how_to_bring_them
 def test_another_number_of_classes_than_the_weights_have_is_refused() -> None:
     with pytest.raises(ValueError, match=r"trained for 1000 classes, so with num_classes=7 its classifier would be"):
         Annotator.from_timm("resnet10t", num_classes=7)
+
+
+@pytest.mark.parametrize("num_classes", [-3, 0])
+def test_less_than_one_class_is_refused(num_classes: int) -> None:
+    with pytest.raises(ValueError, match=rf"num_classes must be 1 or more, got {num_classes}\."):
+        Annotator.from_timm("test_resnet", pretrained=False, num_classes=num_classes, device="cpu")
 
 
 def test_a_model_without_classifier_is_refused() -> None:

@@ -32,8 +32,9 @@ NOT_LINEAR = [
 
 
 # As slim as they can be built, so that the tests stay fast.
+SWIN = "swin_tiny_patch4_window7_224"
 SLIM: dict[str, dict[str, Any]] = {
-    "swin_tiny_patch4_window7_224": {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)},
+    SWIN: {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)},
     "vit_tiny_r_s16_p8_224": {"depth": 2},
     "vit_tiny_patch16_224": {"depth": 2, "img_size": 96},
 }
@@ -57,12 +58,15 @@ def test_mean_of_the_cells_of_a_linear_head_is_the_models_own_answer(name: str, 
     with torch.no_grad():
         assert_close(head(images).mean(dim=(2, 3)), head.model(images), rtol=1e-4, atol=1e-5)
     assert head.commuting(images).commutes
+    assert head.commutes
 
 
 @pytest.mark.parametrize("name", ["convnext_atto", "edgenext_xx_small"])
 def test_a_head_that_normalises_after_pooling_is_reported_as_not_commuting(name: str) -> None:
-    found = build(name, 96).commuting(make_images(3, 96))
+    head = build(name, 96)
+    found = head.commuting(make_images(3, 96))
     assert not found.commutes
+    assert not head.commutes
     assert found.relative_error > 1e-2
 
 
@@ -112,6 +116,23 @@ def test_cells_do_not_depend_on_how_many_fit_in_memory(monkeypatch: pytest.Monke
         parts = list(head.chunks(images))
         assert len(parts) == 5
         assert_close(torch.cat(parts).permute(0, 3, 1, 2), at_once)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "numbers"),
+    [("resnet10t", 96, 3 * 3 * 512), ("vit_tiny_patch16_224", 96, 6 * 6 * 2 * 192), ("swin_wide", 224, 7 * 7 * 999)],
+)
+def test_a_part_holds_as_many_images_as_there_is_room_for_their_features_and_scores(
+    monkeypatch: pytest.MonkeyPatch, name: str, size: int, numbers: int
+) -> None:
+    wide = name == "swin_wide"  # more classes than channels
+    head = CellHead(make_model(SWIN, num_classes=999, **SLIM[SWIN]), size) if wide else build(name, size)
+    monkeypatch.setattr(torchrelabel.annotate.heads, "_CHUNK_NUMBERS", 2 * numbers)
+    with torch.no_grad():
+        assert [len(part) for part in head.chunks(make_images(3, size))] == [2, 1]
+    monkeypatch.setattr(torchrelabel.annotate.heads, "_CHUNK_NUMBERS", 2 * numbers - 1)
+    with torch.no_grad():
+        assert [len(part) for part in head.chunks(make_images(3, size))] == [1, 1, 1]
 
 
 def test_dropout_is_off() -> None:
@@ -164,3 +185,23 @@ def test_a_size_that_cuts_through_patches_is_refused() -> None:
 def test_a_size_that_the_model_was_not_built_for_is_refused() -> None:
     with pytest.raises(ValueError, match=r"vit_tiny_patch16_224 cannot take an image of 96 x 96 px: .*another size"):
         CellHead(make_model("vit_tiny_patch16_224", depth=2), 96)
+
+
+@pytest.mark.parametrize(("kernel", "padding"), [(7, 0), (7, 3), (4, 1)])
+def test_patches_that_overlap_or_have_a_margin_take_any_size(kernel: int, padding: int) -> None:
+    model: Any = FourCorners()
+    model.patch_embed = nn.Module()
+    model.patch_embed.proj = nn.Conv2d(3, 3, kernel, stride=4, padding=padding)
+    assert CellHead(model, 14).grid == (3, 3)
+
+
+@pytest.mark.parametrize("pool", ["token", "avg"])
+def test_a_size_of_a_single_patch_is_refused_as_too_small(pool: str) -> None:
+    model = make_model("vit_tiny_patch16_224", depth=2, img_size=16, global_pool=pool)
+    with pytest.raises(ValueError, match=r"vit_tiny_patch16_224 sees an image of 16 x 16 px as one cell, .* larger"):
+        CellHead(model, 16)
+
+
+def test_a_model_whose_classifier_was_taken_off_is_refused() -> None:
+    with pytest.raises(UnsupportedModel, match=r"resnet10t has no classifier \(num_classes is 0\)"):
+        CellHead(make_model("resnet10t", num_classes=0), 64)

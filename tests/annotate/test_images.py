@@ -98,6 +98,14 @@ def test_the_store_itself_is_skipped(tmp_path: Path) -> None:
     assert found.class_to_idx == {"a": 0}
 
 
+def test_only_folders_that_hold_images_are_classes(tmp_path: Path) -> None:
+    make_folder(tmp_path, ["b/x.png", "c/deep/y.png", ".hidden/z.png"])
+    for name in (".cache", "a", "d/deep"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "a/note.txt").touch()
+    assert find_images(tmp_path).class_to_idx == {".hidden": 0, "b": 1, "c": 2}
+
+
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"There is no folder '.*nowhere'"):
         find_images(tmp_path / "nowhere")

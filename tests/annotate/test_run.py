@@ -6,9 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import numpy as np
 import pytest
 import torch
@@ -17,16 +19,17 @@ from PIL import Image
 import torchrelabel.annotate.run
 from tests.annotate.models import FourCorners, make_folder
 from torchrelabel.annotate import Annotator, annotate
-from torchrelabel.annotate.run import fingerprint
 from torchrelabel.errors import SettingsDiffer, StoreError, StoreInUse, TorchRelabelError
 from torchrelabel.store import LabelStore, LabelStoreWriter
+from torchrelabel.store.layout import fingerprint
+from torchrelabel.store.verify import verify
 
 KEYS = [f"{'rgbk'[number % 4]}/{number:02}.png" for number in range(60)]
 
 
-def four_corners(poison: float | None = None, amp: bool = False) -> Annotator:
+def four_corners(poison: float | None = None, amp: bool = False, model: FourCorners | None = None) -> Annotator:
     return Annotator(
-        FourCorners(poison),
+        model or FourCorners(poison),
         name="four",
         image_size=12,
         mean=(0.0, 0.0, 0.0),
@@ -138,6 +141,121 @@ def test_a_failed_image_is_tried_again(folder: Path, store: Path) -> None:
     assert dict(LabelStore(store).failures) == {}
 
 
+def test_the_failure_of_an_image_that_is_gone_is_forgotten(folder: Path, store: Path) -> None:
+    """It used to stay for ever, and to make verify's status 3."""
+    for name in ("bad", "gone"):
+        (folder / f"r/{name}.png").write_bytes(b"")
+    assert len(run(folder, store).failed) == 2
+    (folder / "r/gone.png").unlink()
+    run(folder, store)
+    assert list(LabelStore(store).failures) == ["r/bad.png"]
+    (folder / "r/bad.png").unlink()
+    run(folder, store)
+    assert LabelStore(store).failures == {}
+
+
+def refuse_to_write(*_: Any, **__: Any) -> None:
+    pytest.fail("the store was opened for writing")
+
+
+def test_a_store_that_has_everything_is_not_opened_for_writing(
+    folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a disk that is read-only the same command used to fail, since it could not make its lock."""
+    first = run(folder, store, shards=2)
+    for lock in store.glob("*.lock"):
+        lock.unlink()
+    before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in store.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(torchrelabel.annotate.run, "LabelStoreWriter", refuse_to_write)
+        again = run(folder, store)
+    assert (again.annotated, again.already_there, again.failed) == (0, 60, [])
+    assert (again.bytes, again.grid, again.num_classes) == (first.bytes, (3, 3), 4)
+    assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in store.iterdir()} == before
+
+
+def lose_an_image(folder: Path, store: Path) -> None:
+    (folder / KEYS[0]).unlink()
+
+
+def lose_a_map(folder: Path, store: Path) -> None:
+    with lmdb.open(str(store / "shard-00000.mdb"), subdir=False, map_size=2**24) as environment:
+        with environment.begin(write=True) as transaction:
+            assert transaction.delete(KEYS[0].encode())
+
+
+def lose_a_shard(folder: Path, store: Path) -> None:
+    (store / "shard-00000.mdb").unlink()
+
+
+def add_a_class_folder(folder: Path, store: Path) -> None:
+    make_folder(folder, ["z/new.png"])
+
+
+def fail_an_image_that_is_gone(folder: Path, store: Path) -> None:
+    with LabelStoreWriter(store, num_classes=4, top_k=2, residual=True, resume=True) as writer:
+        writer.put_failure("gone.png", "no image")
+
+
+def begin_and_stop(folder: Path, store: Path) -> None:
+    LabelStoreWriter(store, num_classes=4, top_k=2, residual=True, resume=True).close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lose_an_image, lose_a_map, lose_a_shard, add_a_class_folder, fail_an_image_that_is_gone, begin_and_stop],
+)
+def test_a_store_in_which_something_is_to_be_done_is_opened_for_writing(
+    folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path, Path], None]
+) -> None:
+    run(folder, store)
+    change(folder, store)
+    monkeypatch.setattr(torchrelabel.annotate.run, "LabelStoreWriter", refuse_to_write)
+    with pytest.raises(pytest.fail.Exception, match="was opened for writing"):
+        run(folder, store)
+
+
+@pytest.mark.parametrize("name", [".cache", "a", "z"])
+def test_an_empty_folder_more_does_not_keep_a_store_from_being_continued(folder: Path, store: Path, name: str) -> None:
+    """It used to be a class folder, which moved the indices of others."""
+    run(folder, store)
+    (folder / name).mkdir()
+    make_folder(folder, ["r/new.png"])
+    assert run(folder, store).annotated == 1
+    assert LabelStore(store).header.class_to_idx == {"b": 0, "g": 1, "k": 2, "r": 3}
+
+
+def test_a_class_folder_more_than_the_model_has_classes_does_not_keep_a_store_from_being_continued(
+    folder: Path, store: Path
+) -> None:
+    """Its maps hold the model's classes, so that they do not depend on the folders."""
+    run(folder, store)
+    make_folder(folder, ["a/new.png"])
+    assert run(folder, store).annotated == 1
+    header = LabelStore(store).header
+    # That there were as many folders as classes is known still, and which was which.
+    assert header.class_to_idx == {"b": 0, "g": 1, "k": 2, "r": 3}
+    assert header.class_names == ("b", "g", "k", "r")
+
+
+def test_folders_become_the_model_s_classes_when_they_are_all_there(tmp_path: Path, store: Path) -> None:
+    make_folder(tmp_path / "images", ["b/x.png", "g/x.png"])
+    run(tmp_path / "images", store)
+    assert (LabelStore(store).header.class_to_idx, LabelStore(store).header.class_names) == ({"b": 0, "g": 1}, None)
+    make_folder(tmp_path / "images", ["a/x.png", "r/x.png"])
+    assert run(tmp_path / "images", store).annotated == 2
+    header = LabelStore(store).header
+    assert header.class_to_idx == {"a": 0, "b": 1, "g": 2, "r": 3}
+    assert header.class_names == ("a", "b", "g", "r")
+
+
+def test_other_folders_in_place_of_the_model_s_classes_are_refused(folder: Path, store: Path) -> None:
+    run(folder, store)
+    (folder / "b").rename(folder / "z")
+    with pytest.raises(SettingsDiffer, match=r"class_names\[0\]: 'b', now 'g'.*class_to_idx\['b'\]: 0, now None"):
+        run(folder, store)
+
+
 def test_two_runs_write_the_same_records_whatever_the_batches_and_workers(folder: Path, tmp_path: Path) -> None:
     run(folder, tmp_path / "a.lmdb", batch_size=7)
     run(folder, tmp_path / "b.lmdb", batch_size=32, workers=2, shards=3)
@@ -221,6 +339,83 @@ def test_a_model_that_gives_no_numbers_at_all_ends_the_run(tmp_path: Path, store
         run(tmp_path, store, model=four_corners(poison=float("inf"), amp=amp))
 
 
+class Poisoned(FourCorners):
+    """Gives one value for the images of these numbers, in the order in which they come."""
+
+    def __init__(self, numbers: range, poison: float = float("nan")) -> None:
+        super().__init__()
+        self.numbers, self.value, self.seen = numbers, poison, 0
+
+    def forward_features(self, images: torch.Tensor) -> torch.Tensor:
+        features = super().forward_features(images)
+        for image in features:
+            if self.seen in self.numbers:
+                image.fill_(self.value)
+            self.seen += 1
+        return features
+
+
+def poisoned(numbers: range, poison: float = float("nan")) -> Annotator:
+    model = Poisoned(numbers, poison)
+    annotator = four_corners(model=model)
+    model.seen = 0  # the annotator has tried it
+    return annotator
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 60])
+def test_a_bad_first_image_does_not_end_a_run(folder: Path, store: Path, batch_size: int) -> None:
+    """With batches of one image it used to: all scores of the first batch were not finite."""
+    summary = run(folder, store, model=poisoned(range(15)), batch_size=batch_size)
+    assert (summary.annotated, len(summary.failed)) == (45, 15)
+    assert LabelStore(store).header.complete
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 60])
+def test_sixteen_images_without_numbers_and_none_with_end_a_run(folder: Path, store: Path, batch_size: int) -> None:
+    with pytest.raises(TorchRelabelError, match="All scores that four gives for the first images are not finite"):
+        run(folder, store, model=poisoned(range(60)), batch_size=batch_size)
+    assert len(LabelStore(store).failures) == {1: 15, 4: 12, 60: 0}[batch_size]  # of the batches before
+    assert not LabelStore(store).header.complete
+
+
+def test_a_model_that_gave_numbers_once_is_not_given_up(folder: Path, store: Path) -> None:
+    summary = run(folder, store, model=poisoned(range(1, 60)), batch_size=1)
+    assert (summary.annotated, len(summary.failed)) == (1, 59)
+
+
+def test_a_store_whose_last_image_gives_no_numbers_can_be_run_again(folder: Path, store: Path) -> None:
+    """It used to end with an error, and left the store incomplete."""
+    run(folder, store)
+    make_folder(folder, ["r/new.png"])
+    for _ in range(2):
+        assert run(folder, store, model=poisoned(range(60))).failed == [
+            ("r/new.png", "the model's scores for it are not finite numbers")
+        ]
+        assert LabelStore(store).header.complete
+
+
+def test_files_that_are_no_images_are_not_taken_for_a_model_without_numbers(tmp_path: Path, store: Path) -> None:
+    for number in range(20):
+        (tmp_path / f"{number}.png").write_bytes(b"no image")
+    assert len(run(tmp_path, store).failed) == 20
+
+
+def test_a_score_beyond_half_precision_is_its_image_s_failure(folder: Path, store: Path) -> None:
+    """It used to end every run."""
+    (reason,) = [reason for _, reason in run(folder, store, model=poisoned(range(30, 31), 7e4)).failed]
+    assert "scores of the float16 codec reach from -65504 to 65504, got magnitude 70000; use codec='uint8'" in reason
+    assert len(LabelStore(store)) == 59
+    assert LabelStore(store).header.complete
+
+
+def test_a_run_that_was_stopped_before_its_header_can_be_started_again(folder: Path, store: Path) -> None:
+    """Its locks, or those of another rank, used to make the folder no label store."""
+    store.mkdir()
+    for name in ("header.lock", "header.msgpack.tmp", "shard-00000.lock"):
+        (store / name).touch()
+    assert run(folder, store).annotated == 60
+
+
 def test_random_weights_are_announced(folder: Path, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = {"model": "resnet10t", "pretrained": False, "image_size": 32, "device": "cpu", "batch_size": 60}
     annotate(folder, store, workers=0, **options)  # type: ignore[arg-type]
@@ -232,6 +427,9 @@ def test_a_name_that_cannot_be_a_key_is_a_failure(tmp_path: Path, store: Path) -
     summary = run(tmp_path, store)
     assert summary.annotated == 1
     assert summary.failed[0][0] == "\x01odd.png"
+    # What the store cannot hold must not be counted as something that it has lost.
+    assert LabelStore(store).header.dataset == {"count": 1, "fingerprint": fingerprint(["ok.png"])}
+    assert verify(LabelStore(store)).sound
 
 
 def test_a_folder_name_that_is_not_utf_8_is_annotated(tmp_path: Path, store: Path) -> None:

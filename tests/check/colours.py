@@ -35,16 +35,15 @@ class ColourModel(nn.Module):
         return self.forward_head(self.forward_features(images))
 
 
-def colour_annotator(gain=8.0):
+def colour_annotator(gain=8.0, model=None, **settings):
+    usual = {
+        "image_size": SIZE,
+        "mean": (0.0, 0.0, 0.0),
+        "std": (1.0, 1.0, 1.0),
+        "interpolation": "bilinear",
+    }
     return Annotator(
-        ColourModel(gain),
-        name="colours",
-        image_size=SIZE,
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-        interpolation="bilinear",
-        weights="made by hand",
-        device="cpu",
+        model or ColourModel(gain), name="colours", weights="made by hand", device="cpu", **(usual | settings)
     )
 
 

@@ -12,7 +12,9 @@ from torch.testing import assert_close
 from torchvision.transforms import RandomResizedCrop
 
 from tests.check.colours import (
+    SIZE,
     C,
+    ColourModel,
     colour_annotator,
     paint_folder,
     write_block_store,
@@ -20,11 +22,13 @@ from tests.check.colours import (
     write_store,
 )
 from torchrelabel import LabelPooling, LabelStore, LabelStoreWriter, MissingLabelMap, ViewBox
+from torchrelabel.annotate import annotate
 from torchrelabel.check import check
 from torchrelabel.check.crops import draw_crops, pool_crops
 from torchrelabel.check.run import _class_table
 from torchrelabel.check.words import words
 from torchrelabel.data.records import label_map_of
+from torchrelabel.errors import TorchRelabelError
 from torchrelabel.store import StoreHeader
 
 
@@ -175,6 +179,38 @@ def test_other_weights_are_noted(painted):
     assert len(notes) == 1 and "The weights are not those that made the store" in notes[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("image_size", 96, "image_size is 96 here, and was 48"),
+        ("interpolation", "bicubic", "interpolation is 'bicubic' here, and was 'bilinear'"),
+        ("mean", (0.5, 0.0, 0.0), "mean is [0.5, 0.0, 0.0] here, and was [0.0, 0.0, 0.0]"),
+        ("std", (1.0, 0.5, 1.0), "std is [1.0, 0.5, 1.0] here, and was [1.0, 1.0, 1.0]"),
+    ],
+)
+def test_another_setting_of_the_input_is_noted(painted, name, value, said):
+    notes = run(painted, model=colour_annotator(**{name: value}), crops=12).notes
+    assert notes == [f"{said} when the store was made."]
+
+
+def test_a_head_that_does_not_commute_is_reported_with_its_error(painted):
+    class Squares(ColourModel):
+        def forward_head(self, features):
+            return super().forward_head(features).square()
+
+    annotator = colour_annotator(model=Squares())
+    report = run(painted, model=annotator, crops=1, batch_size=2)  # one image and one crop of it: one batch
+    errors = []
+    for path in (painted / "data").rglob("*.png"):
+        pixels = np.array(Image.open(path).resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+        image = annotator.normalise(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+        own, mean = annotator.head.model(image), annotator(image).mean((2, 3))
+        errors.append(float((mean - own).abs().max() / own.abs().max()))
+    assert min(errors) > 1e-2
+    assert any(abs(report.commuting.relative_error - error) < 1e-6 for error in errors)
+    assert "The head does not commute with pooling" in words(report)
+
+
 def test_neither_model_nor_boxes_is_an_error(painted):
     with pytest.raises(ValueError, match="Give model=, checkpoint= or boxes="):
         run(painted)
@@ -254,3 +290,24 @@ def test_the_stores_size_is_only_for_the_model_that_made_it(painted, tmp_path, m
     report = check(tmp_path / "maps", painted / "data", **options)
     assert report.image_size == expected
     assert f"squashed to {expected} px" in words(report)
+
+
+def test_random_weights_and_settings_of_a_store_are_made_again_and_are_the_same(tmp_path):
+    paint_folder(tmp_path / "data", images=3)
+    settings = {"pretrained": False, "image_size": 64, "device": "cpu", "workers": 0, "progress": False}
+    settings |= {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "interpolation": "nearest"}
+    annotate(tmp_path / "data", tmp_path / "maps", model="test_resnet", **settings)
+    report = check(tmp_path / "maps", tmp_path / "data", model="test_resnet", device="cpu", crops=3)
+    assert report.notes == ["The weights that made the store are random (--no-pretrained), and were made again here."]
+    cells = next(each for each in report.orientation if each.evidence == "cells")
+    assert cells.score_as_stored > 0.99
+
+
+def test_weights_that_cannot_be_fetched_name_no_option_that_check_does_not_have(painted, monkeypatch):
+    def unreachable(*_, **__):
+        raise OSError("cannot reach huggingface.co")
+
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    with pytest.raises(TorchRelabelError, match=r"give a file of weights with --checkpoint\..*") as caught:
+        run(painted, model="test_resnet")
+    assert "torchrelabel annotate --no-pretrained" in str(caught.value)

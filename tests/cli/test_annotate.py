@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
+import torch
 from click.testing import CliRunner, Result
 
 import torchrelabel.annotate.run
-from tests.annotate.models import make_folder
+from tests.annotate.models import make_folder, make_model
 from torchrelabel import __version__
 from torchrelabel.cli import main
 from torchrelabel.store import LabelStore, LabelStoreWriter
@@ -75,7 +77,7 @@ def test_losses_are_listed_up_to_twenty_and_give_status_three(folder: Path, stor
     assert result.exit_code == 3
     assert result.stdout.count("failed: bad") == 20
     assert "failed: bad00.png: UnidentifiedImageError: cannot identify image file" in result.stdout
-    assert "and 2 more; the store lists them all" in result.stdout
+    assert "and 2 more (--json lists them all)" in result.stdout
 
 
 def test_losses_of_a_rank_do_not_make_torchrun_end_the_others(
@@ -103,11 +105,10 @@ def test_a_bad_image_whose_name_is_not_utf_8_is_listed(folder: Path, store: Path
     ("arguments", "words"),
     [
         (["nowhere"], "Error: There is no folder 'nowhere'."),
-        (["{folder}", "--topk", "0"], "Error: top_k must be 1 or more, got 0."),
         (["{folder}", "--checkpoint", "nothing.pth"], "Error: There is no checkpoint 'nothing.pth'."),
         (["{folder}", "-o", "{folder}/a"], "exists and is no label store"),
     ],
-    ids=["missing folder", "argument", "missing checkpoint", "no store"],
+    ids=["missing folder", "missing checkpoint", "no store"],
 )
 def test_an_error_is_one_message_on_stderr_and_status_one(
     folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
@@ -127,6 +128,38 @@ def test_other_settings_are_an_error_that_names_them(folder: Path, store: Path) 
     assert "codec: 'float16', now 'uint8'" in result.stderr
 
 
+def test_statistics_of_the_fine_tuning_are_given_as_to_timms_scripts_recorded_and_held_to(
+    folder: Path, store: Path
+) -> None:
+    given = ["--mean", "0.1", "0.2", "0.3", "--std", "0.4", "0.5", "0.6", "--interpolation", "lanczos"]
+    assert annotate(folder, "-o", store, *given).exit_code == 0
+    made_by = LabelStore(store).header.annotator
+    assert (made_by["mean"], made_by["std"], made_by["interpolation"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6], "lanczos")
+    result = annotate(folder, "-o", store, *given, "--std", "0.4", "0.5", "0.7")
+    assert result.exit_code == 1
+    assert "[0.4, 0.5, 0.6]" in result.stderr and "[0.4, 0.5, 0.7]" in result.stderr
+
+
+@pytest.mark.parametrize(("model", "said"), [("resnet10t", False), ("convnext_atto", True), ("test_vit", True)])
+def test_a_head_that_does_not_commute_with_pooling_is_said(folder: Path, store: Path, model: str, said: bool) -> None:
+    torch.save(make_model(model, num_classes=7).state_dict(), folder.parent / "w.pth")
+    small = ["--image-size", "64", "--workers", "0", "--device", "cpu"]
+    result = invoke("annotate", folder, "-o", store, "--model", model, "--checkpoint", folder.parent / "w.pth", *small)
+    assert result.exit_code == 0, result.stderr
+    assert (
+        f"The head of {model} does not commute with pooling: the mean of its cells is not " in result.stderr
+    ) == said
+
+
+def test_a_checkpoint_is_annotated_with_statistics_that_are_said(folder: Path, store: Path) -> None:
+    torch.save(timm.create_model("resnet10t", num_classes=7).state_dict(), folder.parent / "w.pth")
+    result = annotate(folder, "-o", store, "--checkpoint", folder.parent / "w.pth", "--std", "0.4", "0.5", "0.6")
+    assert (
+        "Images are resized with bicubic and normalised with mean 0.485 0.456 0.406 and std 0.4 0.5 0.6. If the "
+        "checkpoint was trained with others, say so: --interpolation, --mean, --std." in result.stderr
+    )
+
+
 def test_the_traceback_is_there_for_whoever_asks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHRELABEL_TRACEBACK", "1")
     assert isinstance(annotate("nowhere").exception, FileNotFoundError)
@@ -135,6 +168,37 @@ def test_the_traceback_is_there_for_whoever_asks(folder: Path, monkeypatch: pyte
 @pytest.mark.parametrize("arguments", [["annotate"], ["annotate", "--model", "x", "--codec", "float8"], ["no-such"]])
 def test_wrong_use_gives_status_two(arguments: list[str]) -> None:
     assert invoke(*arguments).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(
+            ["annotate", "--model", "x", option, value]
+            for option, value in [
+                ("--topk", "0"),
+                ("--image-size", "0"),
+                ("--batch-size", "0"),
+                ("--workers", "-1"),
+                ("--shards", "0"),
+            ]
+        ),
+        *(
+            ["check", "s", "d", "--boxes", "b", option, "0"]
+            for option in ("--image-size", "--crops", "--box-images", "--batch-size")
+        ),
+        *(
+            ["import", "token-labeling", "s", option, value]
+            for option, value in [("--num-classes", "0"), ("--workers", "-1"), ("--crop-pct", "0"), ("--crop-pct", "2")]
+        ),
+        ["import", "multilabel-tsv", "s", "--topk", "0"],
+    ],
+    ids=lambda arguments: f"{arguments[0]} {arguments[-2]} {arguments[-1]}",
+)
+def test_a_number_out_of_its_range_gives_status_two(arguments: list[str]) -> None:
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert f"'{arguments[-2]}'" in result.stderr
 
 
 def test_an_interrupt_says_how_to_continue_and_gives_status_130(

@@ -2,10 +2,12 @@
 
 import json
 
+import lmdb
 import numpy as np
 import PIL.Image
 import pytest
 
+import torchrelabel.store
 from tests.cli.test_annotate import invoke
 from torchrelabel.store import LabelStoreWriter
 
@@ -84,6 +86,27 @@ def test_verify_names_a_map_without_an_image_and_is_status_3(inside):
     assert json.loads(result.stdout)["surplus"] == [KEYS[0]]
 
 
+def test_verify_names_what_is_damaged_and_checks_the_rest(inside):
+    """A damaged note of a failure used to end it with an error."""
+    with lmdb.open("maps.lmdb/shard-00000.mdb", subdir=False, map_size=2**24) as environment:
+        with environment.begin(write=True) as transaction:
+            transaction.put(b"\x00f" + bytes(32), b"\xff\xff")
+    result = invoke("verify")
+    assert result.exit_code == 1
+    assert "maps.lmdb: 2 label maps are sound" in result.stdout
+    assert (
+        f"1 entries are damaged; copy the store again, or annotate into a new one:\n  failure 0066{64 * '0'}: the v"
+        in (result.stdout)
+    )
+
+
+def test_verify_of_a_store_that_lost_a_shard_names_it(inside):
+    (inside / "maps.lmdb/shard-00000.mdb").unlink()
+    result = invoke("verify", "--json")
+    assert result.exit_code == 1
+    assert "is missing" in json.loads(result.stdout)["damaged"]["shard-00000.mdb"]
+
+
 @pytest.mark.parametrize("crop", ["0,0,1,1", "0,0,0.333,1"])
 def test_show_draws_a_picture_and_prints_the_label_of_the_crop(inside, crop):
     result = invoke("show", KEYS[1], "--crop", crop, "--fill", "residual")
@@ -114,3 +137,56 @@ def test_a_crop_that_is_no_box_is_wrong_use(inside):
     result = invoke("show", KEYS[1], "--crop", "left")
     assert result.exit_code == 2
     assert "'left' is not four numbers separated by commas" in result.stderr
+
+
+@pytest.mark.parametrize("crop", ["10,10,50,50", "2,2,3,3", "1,0,0,1", "0,0,0,1", "-0.1,0,1,1", "nan,0,1,1"])
+def test_a_crop_that_is_not_in_fractions_of_the_image_is_wrong_use(inside, crop):
+    result = invoke("show", KEYS[1], "--crop", crop)
+    assert result.exit_code == 2
+    assert "fractions of the image's width and height, 0 <= X1 < X2 <= 1 and 0 <= Y1 < Y2 <= 1" in result.stderr
+    assert not (inside / "label-map.svg").exists()
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ("label-map.xyz", "Give one that ends in .png, .svg or .pdf."),
+        ("label-map", "Give one that ends in .png, .svg or .pdf."),
+        ("nowhere/label-map.svg", "There is no folder 'nowhere' for the picture."),
+    ],
+)
+def test_a_picture_that_cannot_be_written_is_wrong_use_before_anything_is_read(tmp_path, output, words, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for command in (["show", "x", "-o", output], ["check", "none.lmdb", ".", "--boxes", ".", "--plot", output]):
+        result = invoke(*command)
+        assert result.exit_code == 2
+        assert words in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(
+    "command", [["info"], ["verify"], ["show", KEYS[1]], ["check", "maps.lmdb", ".", "--boxes", "."]]
+)
+def test_an_interrupt_is_status_130_in_every_command(inside, command, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torchrelabel.store.LabelStore, "__init__", interrupt)
+    result = invoke(*command)
+    assert result.exit_code == 130
+    assert result.stderr == "Stopped.\n"
+
+
+@pytest.mark.parametrize("output", ["label-map.svg", "label-map.png"])
+def test_a_name_that_the_font_lacks_is_drawn_without_a_word(inside, output):
+    path = inside / "001.\u732b" / "x.png"
+    path.parent.mkdir()
+    PIL.Image.new("RGB", (17, 11)).save(path)
+    with LabelStoreWriter(
+        inside / "cjk.lmdb", num_classes=2, top_k=2, grid=(2, 3), class_names=["\u732b", "dog"]
+    ) as writer:
+        classes = np.array([np.zeros((2, 3), int), np.ones((2, 3), int)])
+        writer.put("001.\u732b/x.png", np.array([np.full((2, 3), 9.0), np.zeros((2, 3))]), classes)
+    result = invoke("show", "001.\u732b/x.png", "--store", "cjk.lmdb", "-o", output)  # warnings are errors in tests
+    assert result.exit_code == 0, result.exception
+    assert (inside / output).exists()
+    assert result.stderr == ""

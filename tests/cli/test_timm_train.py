@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,36 @@ def test_a_missing_map_is_one_message_with_the_key(painted: Painted, tmp_path: P
 def test_a_store_that_is_not_there_is_one_message(tmp_path: Path) -> None:
     result = invoke("timm-train", "--label-maps", str(tmp_path / "none"), script(tmp_path, ""))
     assert result.exit_code == 1 and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "timm.create_model('test_resnet')\ntimm.data.create_dataset('', root={root!r}, is_training=True)\n",
+            "Error: test_resnet has 1000 outputs, and the label maps have 7 classes.",
+        ),
+        (
+            "timm.data.create_dataset('torch/mnist', root={mnist!r}, is_training=True, download=False)\n",
+            "Error: The label maps have 7 classes and the dataset has 10.",
+        ),
+        ("pass\n", "train.py ended without a call of timm.data.create_dataset(..., is_training=True)"),
+    ],
+    ids=["outputs", "classes", "no dataset"],
+)
+def test_an_error_of_ours_is_one_message(painted: Painted, tmp_path: Path, text: str, words: str) -> None:
+    mnist = write_mnist(tmp_path / "mnist")
+    path = script(tmp_path, "import timm, timm.data\n" + text.format(root=str(painted.root), mnist=str(mnist)))
+    result = invoke("timm-train", "--label-maps", str(painted.store), path)
+    assert result.exit_code == 1
+    assert words in result.stderr and "Traceback" not in result.stderr
+
+
+def write_mnist(root: Path) -> Path:
+    """Two images as MNIST's files have them."""
+    folder = root / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, 2, 28, 28) + bytes(2 * 28 * 28))
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, 2) + bytes(2))
+    return root

@@ -109,6 +109,8 @@ def test_lists_may_have_brackets_spaces_and_any_notation_of_decimals(row: str) -
         ("x\t0\t\t", "no class of it has a probability above 0"),
         ("x\t0\t[]\t[]", "no class of it has a probability above 0"),
         ("x\t0\t1,2\t0.0,0.0", "no class of it has a probability above 0"),
+        ("x\t0\t1,2\t1e-20,0", "no class of it has a probability above 0 in half precision, got at most 1e-20"),
+        ('"x\t0\t1\t0.5', "a row has 4 cells, separated by tabs, got 1"),
     ],
 )
 def test_a_bad_row_says_what_is_wrong(row: str, words: str) -> None:
@@ -139,7 +141,15 @@ def test_two_rows_of_one_image_must_agree(tmp_path: Path, store: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "first", ["filename\tgt_index\tidx_list\tprob_list\n", "\ufeffpath\tgt\tidx_list\tprob_list\r\n", "\ufeff", "\n"]
+    "first",
+    [
+        "filename\tgt_index\tidx_list\tprob_list\n",
+        "\ufeffpath\tgt\tidx_list\tprob_list\r\n",
+        "image\tlabel\tclasses\tprobabilities\n",
+        '"image"\t"label"\t"top classes"\t"p1"\n',
+        "\ufeff",
+        "\n",
+    ],
 )
 def test_a_first_line_of_titles_and_a_byte_order_mark_are_no_rows(tmp_path: Path, store: Path, first: str) -> None:
     assert run(write(tmp_path, first + ROWS), store).lossless
@@ -177,6 +187,7 @@ def test_rows_are_put_together_with_images(tmp_path: Path, store: Path, prefix: 
         ("a,b,c,d\n", "; the first: line 1: it has no path, or nothing behind it."),
         ("n01/x.JPEG\tcat\t1\t0.5\n", "; the first: line 1: gt holds whole numbers, got 'cat'."),
         (b"\x00\x01\x02" * 99, "; the first: line 1: it has no path, or nothing behind it."),
+        ("words\n", "; the first: line 1: it has no path, or nothing behind it."),
         ("", ": it is empty."),
     ],
 )
@@ -207,3 +218,27 @@ def test_a_second_run_adds_nothing(tmp_path: Path, store: Path) -> None:
     source = write(tmp_path, ROWS)
     run(source, store)
     assert (run(source, store).imported, run(source, store).already_there) == (0, 3)
+
+
+def test_paths_are_read_as_pandas_quotes_them_and_stored_as_keys_are_written(tmp_path: Path, store: Path) -> None:
+    rows = (
+        '"n01/a ""b"" c.JPEG"\t0\t0,39\t0.25,1.0\n'
+        '"n01/tab\there.JPEG"\t0\t"0,39"\t"0.25,1.0"\n'
+        "./n01//b.JPEG\t0\t0\t0.5\n"
+        "n02\\c.JPEG\t0\t0\t0.5\n"
+        "n02/c.JPEG\t0\t0\t0.5\n"
+    )
+    summary = run(write(tmp_path, rows), store)
+    assert list(LabelStore(store)) == ['n01/a "b" c.JPEG', "n01/b.JPEG", "n01/tab\there.JPEG", "n02/c.JPEG"]
+    assert summary.repaired == {"the same row stood in the table again": 1}
+    assert summary.failed == []
+
+
+def test_the_least_probability_that_half_precision_holds_is_kept(tmp_path: Path, store: Path) -> None:
+    assert run(write(tmp_path, "n01/x.JPEG\t0\t7\t4e-8\n"), store).lossless
+    assert LabelStore(store)["n01/x.JPEG"].scores.ravel().tolist() == [2**-24]
+
+
+def test_a_csv_field_beyond_what_python_reads_is_listed(tmp_path: Path, store: Path) -> None:
+    summary = run(write(tmp_path, f'{ROWS}"{"n" * 140_000}"\t0\t0\t0.5\n'), store)
+    assert summary.failed == [("line 4", "it has no path, or nothing behind it")]

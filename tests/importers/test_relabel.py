@@ -51,6 +51,17 @@ def store(tmp_path: Path) -> Path:
     return tmp_path / "maps.lmdb"
 
 
+def test_a_damaged_file_is_listed_whatever_zipfile_raises_for_it(tree: Path, store: Path) -> None:
+    # The first one, which is also looked at to learn the grid.
+    content = bytearray((tree / f"{NAMES[0]}.pt").read_bytes())
+    content[-43] = 0xFF  # OverflowError
+    (tree / f"{NAMES[0]}.pt").write_bytes(content)
+    summary = run(tree, store)
+    assert [key for key, _ in summary.failed] == [f"{NAMES[0]}.JPEG"]
+    assert "it is damaged or cut off" in summary.failed[0][1]
+    assert summary.imported == len(NAMES) - 1
+
+
 def test_every_map_becomes_the_record_of_its_image(tree: Path, store: Path) -> None:
     summary = run(tree, store)
     maps = LabelStore(store)
@@ -101,6 +112,15 @@ def test_the_wrong_axes_would_give_half_of_each(tmp_path: Path, store: Path) -> 
     label_map = label_map_of(maps["n01/x.JPEG"], maps.header, (11, 17), ViewBox(0, 0, 1 / 3, 1))
     pooled = LabelPooling(activation=None)(label_map)
     assert pooled[3].item() == pytest.approx(4.5, abs=1e-5)
+
+
+def test_an_image_whose_name_can_be_no_key_is_not_counted(tree: Path, images: Path, store: Path) -> None:
+    """verify missed it for ever."""
+    save_image(images / "\x01z.png")
+    run(tree, store, data=images)
+    maps = LabelStore(store)
+    assert maps.header.dataset["count"] == 12
+    assert verify(maps).sound
 
 
 def test_names_come_from_the_images_where_they_are_given(tree: Path, images: Path, store: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
@@ -206,6 +207,23 @@ def test_a_cut_file_of_old_torch_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-700])
     with pytest.raises(ValueError, match=r"torch\.load refuses it"):
         read(path)
+
+
+def test_damage_anywhere_in_the_table_of_contents_is_a_refusal_and_nothing_else(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.pt", tensor())
+    content = path.read_bytes()
+    for place in range(content.find(b"PK\x01\x02"), len(content)):
+        for byte in (0xFF, 0x80):  # zipfile raises an OverflowError for one of these
+            path.write_bytes(content[:place] + bytes([byte]) + content[place + 1 :])
+            with contextlib.suppress(ValueError):  # what is not read, such as a date, may be anything
+                read(path)
+
+
+def test_a_signalling_nan_among_the_indices_is_refused_without_a_warning(tmp_path: Path) -> None:
+    content = tensor().numpy()
+    content.view(np.int32)[1, 2, 3, 4] = 0x7FA00000
+    with pytest.raises(ValueError, match="class indices are whole numbers, got nan"):  # warnings are errors here
+        read(save(tmp_path / "x.pt", torch.from_numpy(content)))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no named pipes")

@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+import timm
 import timm.data
+import timm.models
+import torch
 from timm.data.distributed_sampler import RepeatAugSampler
 
 from tests.painted import C, Painted, maps_of_the_folders, paint
 from tests.shards import pack
-from torchrelabel.errors import StoreError
+from torchrelabel.errors import StoreError, TorchRelabelError
 from torchrelabel.integrations.timm import check_arguments, run_script, training_datasets_wrapped
 
 ROOT = Path(__file__).parents[2]
@@ -93,7 +98,9 @@ def test_only_training_datasets_are_wrapped_and_only_meanwhile(painted: Painted)
 def test_a_script_without_a_training_dataset_is_told_so(painted: Painted) -> None:
     arguments = ["--no-dataset"]
     before = (sys.argv, list(sys.path))
-    with pytest.raises(RuntimeError, match=r"unmodified_train\.py ended without a call of timm\.data\.create_dataset"):
+    with pytest.raises(
+        TorchRelabelError, match=r"unmodified_train\.py ended without a call of timm\.data\.create_dataset"
+    ):
         run_script(SCRIPT, arguments, painted.store)
     assert (sys.argv, sys.path) == before
 
@@ -102,6 +109,45 @@ def test_a_script_without_a_training_dataset_is_told_so(painted: Painted) -> Non
 def test_a_model_of_other_classes_is_noticed_before_it_is_made(arguments: list[str], painted: Painted) -> None:
     with pytest.raises(ValueError, match="given --num-classes 10, and the label maps have 7 classes"):
         check_arguments(SCRIPT, arguments, painted.store)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_model_of_other_outputs_is_noticed_where_no_number_of_classes_was_given(painted: Painted) -> None:
+    with training_datasets_wrapped(painted.store):
+        timm.create_model("test_resnet")
+        with pytest.raises(
+            TorchRelabelError, match=r"test_resnet has 1000 outputs, .* have 7 classes.* --num-classes 7"
+        ):
+            timm.data.create_dataset("", str(painted.root), is_training=True)
+
+
+def a_backbone(**options: int) -> None:
+    timm.create_model("test_resnet", **options)
+
+
+def a_teacher() -> None:
+    timm.models.create_model("test_resnet")
+    timm.models.create_model("test_resnet", num_classes=C)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("make", [partial(a_backbone, num_classes=0), partial(a_backbone, num_classes=C), a_teacher])
+def test_models_that_may_learn_from_the_maps_are_let_through(painted: Painted, make: Callable[[], None]) -> None:
+    before = timm.create_model
+    with training_datasets_wrapped(painted.store) as wrapped:
+        make()
+        timm.data.create_dataset("", str(painted.root), is_training=True)
+    assert len(wrapped) == 1
+    assert timm.create_model is timm.models.create_model is before
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_classifier_put_on_by_hand_counts(painted: Painted) -> None:
+    with training_datasets_wrapped(painted.store) as wrapped:
+        model = timm.create_model("test_resnet")
+        model.fc = torch.nn.Linear(96, C)
+        timm.data.create_dataset("", str(painted.root), is_training=True)
+    assert len(wrapped) == 1
 
 
 def test_a_script_that_is_not_there_is_named(painted: Painted) -> None:

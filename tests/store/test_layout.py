@@ -69,3 +69,8 @@ def test_a_named_value_is_byte_exact():
 def test_a_named_value_cut_short_is_refused(value):
     with pytest.raises(ValueError, match="bytes"):
         layout.split_named(memoryview(value))
+
+
+@pytest.mark.parametrize(("key", "can"), [("a/b.jpg", True), ("", False), ("/a.jpg", False), ("\x01z.png", False)])
+def test_which_paths_can_be_keys(key, can):
+    assert layout.can_be_key(key) is can

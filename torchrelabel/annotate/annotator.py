@@ -9,7 +9,7 @@ import hashlib
 import os
 import pickle
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from torchrelabel.annotate.heads import CellHead
+from torchrelabel.annotate.images import check_interpolation
 from torchrelabel.errors import TorchRelabelError, UnsupportedModel
 
 # Where timm's own training script, and most others, keep the weights; the averaged ones first, as timm's validation.
@@ -67,6 +68,7 @@ class Annotator:
 
     Raises:
         UnsupportedModel: If the model's features are no grid of cells that its head can classify.
+        ValueError: If the statistics or the interpolation cannot be, or the model cannot take images of this size.
     """
 
     def __init__(
@@ -82,6 +84,13 @@ class Annotator:
         device: str | torch.device | None = None,
         amp: bool = False,
     ) -> None:
+        if len(mean) != 3 or not all(0 <= value <= 1 for value in mean):
+            raise ValueError(f"mean must be three numbers from 0 to 1, as for images in 0..1, got {spaced(mean)}.")
+        if len(std) != 3 or not all(0 < value <= 1 for value in std):
+            raise ValueError(
+                f"std must be three numbers above 0 and up to 1, as for images in 0..1, got {spaced(std)}."
+            )
+        check_interpolation(interpolation)
         self.name = name
         self.image_size = image_size
         self.mean = mean
@@ -110,6 +119,9 @@ class Annotator:
         device: str | torch.device | None = None,
         num_classes: int | None = None,
         amp: bool = False,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        interpolation: str | None = None,
     ) -> Annotator:
         """Build an annotator from a model of timm.
 
@@ -122,12 +134,17 @@ class Annotator:
             device: Where it runs; CUDA where there is one, if None.
             num_classes: C; read off the checkpoint's classifier, or the model's own, if None.
             amp: Compute in bfloat16.
+            mean: Mean per channel, of images in 0..1; the model's own if None. A checkpoint may have been trained with
+                another, as with the next two.
+            std: Standard deviation per channel; the model's own if None.
+            interpolation: How images are resized, ``"bilinear"``, ``"bicubic"``, ...; the model's own if None.
 
         Returns:
             The annotator, in eval mode.
 
         Raises:
-            ValueError: If timm knows no such model, or the size or the number of classes does not fit it.
+            ValueError: If timm knows no such model, an argument cannot be, or the size or the number of classes does
+                not fit the model.
             FileNotFoundError: If there is no such checkpoint.
             UnsupportedModel: If the model has no classifier, or its features are no grid.
             TorchRelabelError: If the weights cannot be fetched, read, or do not fit the model.
@@ -138,6 +155,8 @@ class Annotator:
         cfg = None if ":" in name else timm.models.get_pretrained_cfg(name)
         if image_size is not None and image_size < 1:
             raise ValueError(f"image_size must be a number of pixels, 1 or more, got {image_size}.")
+        if num_classes is not None and num_classes < 1:
+            raise ValueError(f"num_classes must be 1 or more, got {num_classes}.")
         if checkpoint is not None:
             state_dict = load_state_dict(checkpoint)
             if num_classes is None and cfg is not None:
@@ -148,11 +167,6 @@ class Annotator:
                 f"would be random. Leave num_classes out, or give a checkpoint with {num_classes} classes."
             )
         model = _create(name, pretrained=pretrained and state_dict is None, image_size=image_size, classes=num_classes)
-        if not model.num_classes:
-            raise UnsupportedModel(
-                f"{name} has no classifier (num_classes is 0), so it cannot say what a cell shows. "
-                f"Take a model fine-tuned for classification, or give a checkpoint of one."
-            )
         if state_dict is not None:
             _load_into(model, state_dict, name, checkpoint)
         config: dict[str, Any] = model.pretrained_cfg
@@ -164,9 +178,9 @@ class Annotator:
             model,
             name=name,
             image_size=image_size or int(config["input_size"][-1]),
-            mean=tuple(float(value) for value in config["mean"]),
-            std=tuple(float(value) for value in config["std"]),
-            interpolation=str(config["interpolation"]),
+            mean=tuple(map(float, config["mean"] if mean is None else mean)),
+            std=tuple(map(float, config["std"] if std is None else std)),
+            interpolation=str(config["interpolation"] if interpolation is None else interpolation),
             weights="checkpoint" if state_dict is not None else "pretrained" if pretrained else "random",
             device=device,
             amp=amp,
@@ -249,6 +263,11 @@ class Annotator:
         if not images.is_floating_point():
             raise ValueError(f"The annotator takes normalised images, got {images.dtype}; call normalise() on them.")
         return images.to(self.device)
+
+
+def spaced(values: Iterable[float]) -> str:
+    """Numbers as they are given on a command line."""
+    return " ".join(map(str, values))
 
 
 def canonical_name(name: str) -> str:
@@ -382,7 +401,7 @@ def _create(name: str, *, pretrained: bool, image_size: int | None, classes: int
                 f'Ways to bring them: download them on a machine with internet access (python -c "import timm; '
                 f"timm.create_model('{name}', pretrained=True)\") and copy its Hugging Face cache (HF_HUB_CACHE, by "
                 f"default ~/.cache/huggingface/hub) here; or give a file of weights with --checkpoint. "
-                f"--no-pretrained tries everything else out, with random weights."
+                f"torchrelabel annotate --no-pretrained tries everything else out, with random weights."
             ) from error
 
 

@@ -63,9 +63,10 @@ class CellHead:
         grid: ``(h, w)`` in cells, at ``image_size``.
         prefix_tokens: P, the class and register tokens in front of the patch tokens.
         num_classes: C.
+        commutes: Whether the mean over the cells of noise is what the head says of their pooled features.
 
     Raises:
-        UnsupportedModel: If the features are no grid, or the head refuses a single cell.
+        UnsupportedModel: If there is no classifier, the features are no grid, or the head refuses a single cell.
         ValueError: If the model cannot take images of this size.
 
     Source: Yun et al. 2021, https://arxiv.org/abs/2101.05022, section 3.1, where the classifier's weights become a
@@ -75,6 +76,13 @@ class CellHead:
     def __init__(self, model: nn.Module, image_size: int) -> None:
         self.model: Any = model.eval()
         self.name = _name(model)
+        # timm's models have this, and without a classifier give their features for class scores.
+        classes = getattr(model, "num_classes", None)
+        if isinstance(classes, int) and classes < 1:
+            raise UnsupportedModel(
+                f"{self.name} has no classifier (num_classes is {classes}), so it cannot say what a cell shows. "
+                f"Take a model fine-tuned for classification, or give a checkpoint of one."
+            )
         self._refuse_cut_patches(image_size)
         # Noise rather than zeros: a norm of a constant image could divide by nothing.
         probe = torch.randn(
@@ -87,8 +95,9 @@ class CellHead:
                 raise ValueError(
                     f"{self.name} cannot take an image of {image_size} x {image_size} px: {error}. Give another size."
                 ) from error
-            self.layout, self.grid, self.prefix_tokens = self._layout(features)
+            self.layout, self.grid, self.prefix_tokens = self._layout(features, image_size)
             logits = self._head(self._cells(features)[:1])
+            self.commutes = self._commutes_on(features)
         self.channels = int(features.shape[1 if self.layout == "NCHW" else -1])
         self.num_classes = int(logits.shape[-1])
 
@@ -128,10 +137,12 @@ class CellHead:
             The largest relative difference, and how often the top class agrees.
         """
         with torch.inference_mode():
-            own = self.model(images).float()
-            mean = self(images).mean(dim=(2, 3))
-        difference = (mean - own).abs().max() / own.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-        return Commuting(float(difference), float((mean.argmax(1) == own.argmax(1)).float().mean()))
+            return _compared(self(images).mean(dim=(2, 3)), self.model(images))
+
+    def _commutes_on(self, features: Tensor) -> bool:
+        """Whether the mean over the cells of one image is what the head says of their pooled features."""
+        mean = self._head(self._cells(features)).float().mean(0, keepdim=True)
+        return _compared(mean, self.model.forward_head(features)).commutes
 
     def _refuse_cut_patches(self, image_size: int) -> None:
         """Refuse a size that leaves a rest beside the last patch: no cell would see it, and all others would be off."""
@@ -160,7 +171,7 @@ class CellHead:
             )
         return features
 
-    def _layout(self, features: Tensor) -> tuple[Layout, tuple[int, int], int]:
+    def _layout(self, features: Tensor, image_size: int) -> tuple[Layout, tuple[int, int], int]:
         """Read layout, grid and number of prefix tokens off the features of one square image."""
         shape = tuple(features.shape)
         if len(shape) == 4:
@@ -172,6 +183,11 @@ class CellHead:
             if shape[1] == shape[2]:
                 return "NHWC", (shape[1], shape[2]), 0
         if len(shape) == 3:
+            if shape[1] - getattr(self.model, "num_prefix_tokens", shape[1]) == 1:
+                raise ValueError(
+                    f"{self.name} sees an image of {image_size} x {image_size} px as one cell, which says nothing "
+                    f"about places. Give a larger size."
+                )
             # CoaT says nothing about its class token, so without a word from the model none and one are tried.
             for prefix in (int(getattr(self.model, "num_prefix_tokens", 0)), 0, 1):
                 side = math.isqrt(max(0, shape[1] - prefix))
@@ -209,6 +225,13 @@ class CellHead:
                 f"Models that work: {_MODELS_THAT_WORK}."
             )
         return logits
+
+
+def _compared(mean: Tensor, own: Tensor) -> Commuting:
+    """Compare the mean over the cells with the model's own answer, each ``[N, C]``."""
+    own = own.float()
+    difference = (mean - own).abs().max() / own.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    return Commuting(float(difference), float((mean.argmax(1) == own.argmax(1)).float().mean()))
 
 
 def _name(model: nn.Module) -> str:

@@ -34,7 +34,8 @@ class ImagesFound:
     Attributes:
         root: The folder.
         keys: Paths of the images relative to the folder, ``/`` separators, sorted.
-        class_to_idx: Class folders to indices, as torchvision's ``ImageFolder`` numbers them; None for a flat folder.
+        class_to_idx: Class folders (those that hold images) to indices, as torchvision's ``ImageFolder`` numbers them;
+            None for a flat folder.
         problems: Folders that could not be looked into, as (path, reason).
     """
 
@@ -83,7 +84,6 @@ def find_images(root: str | os.PathLike[str], skip: Iterable[str | os.PathLike[s
     skipped = {os.path.realpath(path) for path in skip}
     keys: list[str] = []
     problems: list[tuple[str, str]] = []
-    class_folders: list[str] = []
     # Folders still to look into: key prefix, and the real paths of the folder and of all above it.
     waiting: list[tuple[str, frozenset[str]]] = [("", frozenset({os.path.realpath(root)}))]
     while waiting:
@@ -107,11 +107,9 @@ def find_images(root: str | os.PathLike[str], skip: Iterable[str | os.PathLike[s
             if real in above:
                 problems.append((prefix + name, f"a link back to {real}, which it lies in"))
                 continue
-            if not prefix:
-                class_folders.append(name)
             waiting.append((f"{prefix}{name}/", above | {real}))
-    in_folders = any("/" in key for key in keys)
-    class_to_idx = {name: index for index, name in enumerate(sorted(class_folders))} if in_folders else None
+    class_folders = sorted({key.partition("/")[0] for key in keys if "/" in key})
+    class_to_idx = {name: index for index, name in enumerate(class_folders)} or None
     return ImagesFound(root, sorted(keys), class_to_idx, sorted(problems))
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,17 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from torchrelabel.annotate.annotator import Annotator, TopScores
+from torchrelabel.annotate.annotator import Annotator, TopScores, spaced
 from torchrelabel.annotate.archives import read_dataset
+from torchrelabel.annotate.folder_order import renumbered
 from torchrelabel.annotate.images import ImagesFound, ImagesToAnnotate, LoadedBatch, collate, find_images
 from torchrelabel.errors import StoreError, TorchRelabelError
-from torchrelabel.store import LabelStoreWriter
+from torchrelabel.store import LabelStore, LabelStoreWriter, StoreHeader
 from torchrelabel.store.header import read_header
-from torchrelabel.store.layout import HEADER_FILE, encode_key, shard_file, shard_of
+from torchrelabel.store.layout import HEADER_FILE, encode_key, fingerprint, is_store_file, shard_file, shard_of
+
+# A model that gives no number for so many images, and for none before them, gives none at all; one image may be bad.
+_ENOUGH_WITHOUT_NUMBERS = 16
 
 
 @dataclass
@@ -45,6 +48,8 @@ class Summary:
         seconds: Time for images and store, without building the model.
         agreement: Of the images annotated now, the share whose pooled map has its highest score at the index of their
             class folder; None unless there are as many folders as classes.
+        agreement_renumbered: The same, if the folders were numbered as the other of timm and torchvision numbers them;
+            None where both number them alike.
         rank: Number of this process among those that torchrun started.
         world: How many these are; 1 without torchrun.
     """
@@ -62,6 +67,7 @@ class Summary:
     bytes: int = 0
     seconds: float = 0.0
     agreement: float | None = None
+    agreement_renumbered: float | None = None
     rank: int = 0
     world: int = 1
 
@@ -119,6 +125,9 @@ def annotate(
     workers: int | None = None,
     device: str | torch.device | None = None,
     amp: bool = False,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    interpolation: str | None = None,
     codec: str = "float16",
     residual: bool = True,
     shards: int | None = None,
@@ -143,6 +152,9 @@ def annotate(
         workers: Processes that load images; as many as cores, at most 8, if None; 0 loads in this process.
         device: ``"cpu"``, ``"cuda"``, ...; CUDA where there is one, if None or ``"auto"``.
         amp: Compute in bfloat16.
+        mean: Mean per channel, of images in 0..1; the model's own if None.
+        std: Standard deviation per channel; the model's own if None.
+        interpolation: How images are resized, ``"bilinear"``, ``"bicubic"``, ...; the model's own if None.
         codec: How records are stored: ``"float16"`` or ``"uint8"``.
         residual: Also keep, per cell, the logsumexp of the classes not kept.
         shards: LMDB files in the store; one per rank, or as the existing store has, if None.
@@ -193,9 +205,23 @@ def annotate(
             image_size=image_size,
             device=_own_device(device, rank),
             amp=amp,
+            mean=mean,
+            std=std,
+            interpolation=interpolation,
         )
     if annotator.weights == "random":
         say(f"WARNING: the weights of {annotator.name} are random (--no-pretrained): these label maps mean nothing.")
+    if annotator.weights == "checkpoint":
+        say(
+            f"Images are resized with {annotator.interpolation} and normalised with mean {spaced(annotator.mean)} and "
+            f"std {spaced(annotator.std)}. If the checkpoint was trained with others, say so: --interpolation, --mean, "
+            f"--std."
+        )
+    if not annotator.head.commutes:
+        say(
+            f"The head of {annotator.name} does not commute with pooling: the mean of its cells is not what it says of "
+            f"the image. torchrelabel check measures what that means for these images."
+        )
     classes = annotator.num_classes
     if top_k > classes:
         say(f"top_k is {classes}, not {top_k}: the model has no more classes.")
@@ -207,25 +233,31 @@ def annotate(
         folders is not None and len(folders) == classes and any(found.class_of(key) is not None for key in keys[:1])
     )
 
+    other_order = renumbered(folders) if folders and folders_are_classes else {}
+    own = [shard for shard in range(shards) if rank.owns(shard)]
+    settings: dict[str, Any] = {
+        "num_classes": classes,
+        "top_k": top_k,
+        "codec": codec,
+        "residual": residual,
+        "shards": shards,
+        "annotator": annotator.description(),
+        "grid": annotator.grid,
+        "class_names": sorted(folders, key=folders.__getitem__) if folders and folders_are_classes else None,
+        "class_to_idx": folders,
+    }
+    counted = {"count": len(storable), "fingerprint": fingerprint(storable)}
+    if _is_done(output, StoreHeader(**settings, dataset=counted), keys, own):
+        summary.already_there = len(keys)
+        summary.bytes = _bytes_on_disk(output, own)
+        return summary
+
     started = time.perf_counter()
-    with LabelStoreWriter(
-        output,
-        num_classes=classes,
-        top_k=top_k,
-        codec=codec,
-        residual=residual,
-        shards=shards,
-        annotator=annotator.description(),
-        grid=annotator.grid,
-        class_names=sorted(folders) if folders is not None and folders_are_classes else None,
-        class_to_idx=folders,
-        write_shards=[shard for shard in range(shards) if rank.owns(shard)],
-        resume=True,
-    ) as writer:
+    with LabelStoreWriter(output, **settings, write_shards=own, resume=True) as writer:
         todo = [key for key in keys if key not in writer]
         summary.already_there = len(keys) - len(todo)
         loader = _loader(annotator, found, todo, batch_size, workers)
-        hits = 0
+        hits = other_hits = without_numbers = 0
         with tqdm(total=len(todo), unit="img", disable=not say.loud, desc="annotate", smoothing=0.1) as bar:
             for batch, top in _score(annotator, loader, top_k, residual):
                 failures = list(batch.failures)
@@ -233,11 +265,20 @@ def annotate(
                     scores, label_classes, rest = _arrays(top, index)
                     if not (np.isfinite(scores).all() and (rest is None or np.isfinite(rest).all())):
                         failures.append((key, "the model's scores for it are not finite numbers"))
+                        without_numbers += 1
                         continue
-                    writer.put(key, scores, label_classes, rest)
+                    try:
+                        writer.put(key, scores, label_classes, rest)
+                    except ValueError as error:  # such as a logit beyond half precision
+                        failures.append((key, str(error)))
+                        continue
                     summary.annotated += 1
-                    hits += folders_are_classes and _pooled_top(scores, label_classes, classes) == found.class_of(key)
-                if batch.keys and not summary.annotated and len(failures) == len(batch.keys) + len(batch.failures):
+                    if folders_are_classes:
+                        top_class, label = _pooled_top(scores, label_classes, classes), found.class_of(key)
+                        hits += top_class == label
+                        other_hits += label is not None and top_class == other_order.get(label)
+                some = summary.annotated or summary.already_there
+                if not some and without_numbers >= min(_ENOUGH_WITHOUT_NUMBERS, len(todo)):
                     raise TorchRelabelError(_no_numbers(annotator))
                 for key, reason in failures:
                     writer.put_failure(key, reason)
@@ -245,11 +286,13 @@ def annotate(
                 for key, text in batch.warnings:
                     say(f"{key}: {text}")
                 bar.update(len(batch.keys) + len(batch.failures))
-        writer.finish(dataset={"count": len(found.keys), "fingerprint": fingerprint(found.keys)})
+        writer.keep_failures_of(keys)
+        writer.finish(dataset=counted)
     summary.seconds = time.perf_counter() - started
-    summary.bytes = sum(_bytes_on_disk(output / shard_file(shard)) for shard in range(shards) if rank.owns(shard))
+    summary.bytes = _bytes_on_disk(output, own)
     if folders_are_classes and summary.annotated:
         summary.agreement = hits / summary.annotated
+        summary.agreement_renumbered = other_hits / summary.annotated if other_order else None
     return summary
 
 
@@ -260,14 +303,6 @@ def _find(data: str | os.PathLike[str], output: Path, dataset: str | None, split
     # Hugging Face keeps its data sets in a place of its own unless told otherwise.
     elsewhere = os.fspath(data) == "." and (dataset or "").lower().startswith("hfds/")
     return read_dataset(dataset or "", None if elsewhere else data, split)
-
-
-def fingerprint(keys: list[str]) -> str:
-    """Return the SHA-256 over the sorted keys, each followed by a NUL, as hex digits."""
-    digest = hashlib.sha256()
-    for key in sorted(keys):
-        digest.update(key.encode("utf-8", errors="surrogateescape") + b"\0")
-    return digest.hexdigest()
 
 
 class _Notes:
@@ -290,7 +325,7 @@ def _shards(output: Path, shards: int | None, rank: _Rank) -> int:
         raise ValueError(f"shards must be 1 or more, got {shards}.")
     if (output / HEADER_FILE).exists():
         shards = read_header(output).shards if shards is None else shards
-    elif output.exists() and not (output.is_dir() and not any(output.iterdir())):
+    elif output.exists() and not (output.is_dir() and all(is_store_file(entry.name) for entry in output.iterdir())):
         raise StoreError(f"{str(output)!r} exists and is no label store. Give another path with -o, or remove it.")
     elif not output.absolute().parent.is_dir():
         raise FileNotFoundError(f"There is no folder {str(output.absolute().parent)!r} to write the store to.")
@@ -301,6 +336,21 @@ def _shards(output: Path, shards: int | None, rank: _Rank) -> int:
             f"Start at most {shards} ranks, or begin a store with --shards {rank.world} or more."
         )
     return shards
+
+
+def _is_done(output: Path, given: StoreHeader, keys: list[str], shards: list[int]) -> bool:
+    """Whether an earlier run has left nothing to do in these shards, so that even a read-only disk will do."""
+    try:
+        store = LabelStore(output)
+        return (
+            set(shards) <= set(store.header.finished)
+            and not store.header.differences(given.as_read())
+            and store.header.continued_by(given) == store.header
+            and all(key in store for key in keys)
+            and not store.failures
+        )
+    except StoreError:  # it is not begun, or something of it is lost, which the writer will say or mend
+        return False
 
 
 def _can_be_stored(key: str, summary: Summary) -> bool:
@@ -408,7 +458,7 @@ def _no_numbers(annotator: Annotator) -> str:
     return f"All scores that {annotator.name} gives for the first images are not finite numbers. {remedy}"
 
 
-def _bytes_on_disk(path: Path) -> int:
+def _bytes_on_disk(output: Path, shards: list[int]) -> int:
     # st_blocks counts what is allocated: a memory map's file is sparse.
-    size = path.stat()
-    return int(getattr(size, "st_blocks", -(-size.st_size // 512))) * 512
+    sizes = [(output / shard_file(shard)).stat() for shard in shards]
+    return sum(int(getattr(size, "st_blocks", -(-size.st_size // 512))) * 512 for size in sizes)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
 import torch
 
 from torchrelabel.annotate import Annotator
+from torchrelabel.annotate.annotator import canonical_name
 from torchrelabel.annotate.images import ImagesFound, find_images
 from torchrelabel.check.agreement import compare_crops
 from torchrelabel.check.boxes import BoxFolder, OddXml
@@ -23,6 +25,9 @@ from torchrelabel.errors import DamagedRecord
 from torchrelabel.store import LabelStore, StoreHeader
 
 CROPS_AN_IMAGE = 100  # of the box analyses, as in the paper
+
+# What else than the model decides what it sees.
+_INPUT = ("image_size", "interpolation", "mean", "std")
 
 # Rounding in the store, and bfloat16, may exchange classes that are nearly equal; no more than that.
 _SAME_CELLS = 0.9
@@ -51,7 +56,8 @@ def check(
         store: The label maps.
         data: The folder of the images.
         model: A model of timm's by name, or an annotator. If left out while ``checkpoint`` is given, the one that the
-            store names.
+            store names. By name, the one that made the store gets the store's mean, std and interpolation, and the
+            same random weights if they were random.
         checkpoint: Weights for ``model``.
         image_size: Side to which crops are squashed. If None, that of the store if the model is the one that made it,
             and the model's own if it is another.
@@ -94,6 +100,10 @@ def check(
         differences = _differences(annotator, header)
         report.image_size = annotator.image_size
         report.notes += differences
+        if annotator.weights == header.annotator.get("weights") == "random":
+            report.notes.append(
+                "The weights that made the store are random (--no-pretrained), and were made again here."
+            )
         sample = keys[:crops]
         # As evenly as whole numbers allow.
         share, rest = divmod(crops, len(sample))
@@ -225,11 +235,21 @@ def _annotator(
         name = header.annotator.get("model") if model is None else model
         if not isinstance(name, str):
             raise ValueError("The store does not name the model that made it. Give model= beside the checkpoint.")
-        model = Annotator.from_timm(name, checkpoint=checkpoint, image_size=image_size, device=device)
-        size = header.annotator.get("image_size")
-        # The store's size is right for the model that made it, and no other: a name may also be an alias.
-        if image_size is None and model.name == header.annotator.get("model") and size not in (None, model.image_size):
-            model = Annotator.from_timm(name, checkpoint=checkpoint, image_size=size, device=device)
+        made_by = header.annotator
+        # Random weights are the same every time, as far as one release of timm and torch goes.
+        random_weights = (
+            checkpoint is None and made_by.get("weights") == "random" and canonical_name(name) == made_by.get("model")
+        )
+        build = partial(Annotator.from_timm, name, pretrained=not random_weights, checkpoint=checkpoint, device=device)
+        model = build(image_size=image_size)
+        # The store's settings are right for the model that made it, and no other: a name may also be an alias.
+        if model.name == made_by.get("model"):
+            own = model.description()
+            settings = {setting: made_by[setting] for setting in _INPUT if setting in made_by}
+            if image_size is not None:
+                settings["image_size"] = image_size
+            if any(value != own[setting] for setting, value in settings.items()):
+                model = build(**settings)
     if model.num_classes != header.num_classes:
         raise ValueError(
             f"{model.name} has {model.num_classes} classes and the label maps have {header.num_classes}, so they "
@@ -252,7 +272,7 @@ def _differences(annotator: Annotator, header: StoreHeader) -> list[str]:
         )
     notes += [
         f"{name} is {here[name]!r} here, and was {made_by[name]!r} when the store was made."
-        for name in ("image_size", "interpolation", "mean", "std")
+        for name in _INPUT
         if name in made_by and made_by[name] != here[name]
     ]
     return notes

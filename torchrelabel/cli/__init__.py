@@ -3,7 +3,7 @@
 A subcommand is a module of this package that holds a click command under its own name: ``info.py`` has ``info``,
 ``import_.py`` has ``import_``, called ``import``, and ``timm_train.py`` has ``timm_train``, called ``timm-train``. Such
 a module imports torch and timm inside its function, so that ``--help`` stays fast. Errors become one message and exit
-status 1 here, once for all commands.
+status 1 here, and Ctrl-C exit status 130, once for all commands.
 """
 
 from __future__ import annotations
@@ -40,9 +40,15 @@ class CommandGroup(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; what the library raises on purpose becomes one message on stderr and exit status 1."""
+        """Run a command; what the library raises on purpose becomes one message on stderr and exit status 1.
+
+        Ctrl-C is exit status 130. A command that has more to say then raises ``KeyboardInterrupt`` with these words.
+        """
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            click.echo(" ".join(["Stopped.", *map(str, stop.args)]), err=True)
+            ctx.exit(STOPPED_BY_USER)
         # A closed pipe (torchrelabel info | head) is not an error to report, and click deals with it.
         except BrokenPipeError:
             raise
@@ -51,6 +57,23 @@ class CommandGroup(click.Group):
             if os.environ.get("TORCHRELABEL_TRACEBACK"):
                 raise
             raise click.ClickException(str(error) or type(error).__name__) from error
+
+
+class Picture(click.Path):
+    """A file that a picture can be written to, which is known before the work and not after it."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse a name that matplotlib cannot write."""
+        from torchrelabel.viz import require_picture
+
+        path = os.fsdecode(super().convert(value, param, ctx))
+        try:
+            require_picture(path)
+        except (ValueError, FileNotFoundError) as error:
+            self.fail(str(error), param, ctx)
+        return path
 
 
 def _modules() -> dict[str, str]:
@@ -63,6 +86,6 @@ def _modules() -> dict[str, str]:
 def main() -> None:
     """Label maps for image classification: soft labels for exactly what a random crop shows.
 
-    Exit status: 0 done, 1 failed, 2 wrong use, 3 done with losses. Set TORCHRELABEL_TRACEBACK=1 to see where an error
-    came from.
+    Exit status: 0 done, 1 failed, 2 wrong use, 3 done with losses, 130 stopped by Ctrl-C. Set TORCHRELABEL_TRACEBACK=1
+    to see where an error came from.
     """

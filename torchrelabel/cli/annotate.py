@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from torchrelabel.cli import DONE_WITH_LOSSES, STOPPED_BY_USER
+from torchrelabel.cli import DONE_WITH_LOSSES
 
 if TYPE_CHECKING:
     from torchrelabel.annotate import Summary
@@ -23,29 +23,50 @@ _FAILURES_SHOWN = 20
 @click.argument("data", default=".", type=click.Path())
 @click.option("--model", required=True, metavar="NAME", help="A classifier of timm's, with or without a tag.")
 @click.option("-o", "--output", default="maps.lmdb", show_default=True, type=click.Path(), help="The store to write.")
-@click.option("--dataset", metavar="NAME", help="Read what timm reads by this name, wds/... or hfds/...; kept in DATA.")
+@click.option(
+    "--dataset", metavar="NAME", help="Read what timm reads by this name: folder, wds/..., hfds/...; kept in DATA."
+)
 @click.option(
     "--split", default="train", show_default=True, help="Which part of --dataset; of shards also train-{000..146}.tar."
 )
 @click.option("--checkpoint", type=click.Path(), help="Weights: a .safetensors file, or one of torch.save's.")
 @click.option("--pretrained/--no-pretrained", default=True, show_default=True, help="timm's weights, or random ones.")
-@click.option("--topk", "top_k", default=5, show_default=True, help="Classes kept per cell.")
-@click.option("--image-size", type=int, metavar="PX", help="Side to which every image is squashed. [default: model's]")
-@click.option("--batch-size", default=32, show_default=True, help="Images per forward pass.")
-@click.option("--workers", type=int, help="Processes that load images. [default: as many as cores, at most 8]")
+@click.option("--topk", "top_k", default=5, type=click.IntRange(1), show_default=True, help="Classes kept per cell.")
+@click.option(
+    "--image-size",
+    type=click.IntRange(1),
+    metavar="PX",
+    help="Side to which every image is squashed. [default: model's]",
+)
+@click.option(
+    "--mean", type=float, nargs=3, metavar="R G B", help="Of the training, for images in 0..1. [default: model's]"
+)
+@click.option(
+    "--std", type=float, nargs=3, metavar="R G B", help="Of the training, for images in 0..1. [default: model's]"
+)
+@click.option(
+    "--interpolation",
+    type=click.Choice(["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]),
+    help="How images are resized. [default: model's]",
+)
+@click.option("--batch-size", default=32, type=click.IntRange(1), show_default=True, help="Images per forward pass.")
+@click.option(
+    "--workers", type=click.IntRange(0), help="Processes that load images. [default: as many as cores, at most 8]"
+)
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...; auto takes CUDA if it can.")
 @click.option("--amp/--no-amp", default=False, show_default=True, help="Compute in bfloat16.")
 @click.option(
     "--codec", type=click.Choice(["float16", "uint8"]), default="float16", show_default=True, help="Storage of scores."
 )
 @click.option("--residual/--no-residual", default=True, show_default=True, help="Keep the mass of the other classes.")
-@click.option("--shards", type=int, help="LMDB files in the store. [default: one per rank]")
+@click.option("--shards", type=click.IntRange(1), help="LMDB files in the store. [default: one per rank]")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def annotate(as_json: bool, data: str, output: str, **options: Any) -> None:
     """Write the label maps of the images in DATA (a folder or a tar file, default: here) to a store.
 
     Every image is squashed to the model's input size; the model's own head classifies each cell of its last feature
-    grid. The same command continues a run that was interrupted, tries failed images again and adds new ones.
+    grid. The same command continues a run that was interrupted, tries failed images again and adds new ones. It
+    replaces no label map, also where an image was exchanged for another of its name.
     """
     # After --help and wrong use, since torch and timm take seconds to import.
     from torchrelabel.annotate import annotate as run
@@ -53,8 +74,7 @@ def annotate(as_json: bool, data: str, output: str, **options: Any) -> None:
     try:
         summary = run(data, output, **options)
     except KeyboardInterrupt:
-        click.echo(f"Stopped. What was annotated is in {output}; the same command continues.", err=True)
-        sys.exit(STOPPED_BY_USER)
+        raise KeyboardInterrupt(f"What was annotated is in {output}; the same command continues.") from None
     click.echo(json.dumps(_figures(summary)) if as_json else _words(summary))
     # torchrun ends all other ranks when one returns another status than 0, however far they are.
     if summary.failed and summary.world == 1:
@@ -80,6 +100,7 @@ def _figures(summary: Summary) -> dict[str, Any]:
         "images_per_second": round(summary.images_per_second, 2),
         "seconds": round(summary.seconds, 3),
         "agreement": summary.agreement,
+        "agreement_renumbered": summary.agreement_renumbered,
     }
 
 
@@ -102,10 +123,17 @@ def _words(summary: Summary) -> str:
         lines.append(
             f"The pooled map's top class is the folder's for {summary.agreement:.1%} of the images annotated now."
         )
+        if summary.agreement_renumbered is not None:
+            lines.append(
+                f"{'WARNING: ' if summary.agreement_renumbered > summary.agreement else ''}"
+                f"timm numbers these folders otherwise than torchvision, and in the other order it would be "
+                f"{summary.agreement_renumbered:.1%}. annotate --dataset folder takes timm's order, annotate alone "
+                f"torchvision's."
+            )
     for key, reason in summary.failed[:_FAILURES_SHOWN]:
         lines.append(f"failed: {_shown(key)}: {reason}")
     if len(summary.failed) > _FAILURES_SHOWN:
-        lines.append(f"and {len(summary.failed) - _FAILURES_SHOWN} more; the store lists them all (torchrelabel info).")
+        lines.append(f"and {len(summary.failed) - _FAILURES_SHOWN} more (--json lists them all).")
     return "\n".join(lines)
 
 

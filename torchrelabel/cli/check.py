@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from torchrelabel.cli import DONE_WITH_LOSSES, FAILED
+from torchrelabel.cli import DONE_WITH_LOSSES, FAILED, Picture
 
 
 @click.command(
@@ -22,17 +22,29 @@ from torchrelabel.cli import DONE_WITH_LOSSES, FAILED
 @click.option("--checkpoint", type=click.Path(), help="Its weights: a .safetensors file, or one of torch.save's.")
 @click.option(
     "--image-size",
-    type=int,
+    type=click.IntRange(1),
     metavar="PX",
     help="Side to which crops are squashed. [default: the store's, or the model's]",
 )
 @click.option("--boxes", metavar="DIR", type=click.Path(), help="XML files with boxes, as ImageNet's or Pascal VOC's.")
-@click.option("--crops", default=1000, show_default=True, help="Random crops that the model looks at, in all.")
-@click.option("--box-images", default=1000, show_default=True, help="Images whose boxes are looked at, at most.")
+@click.option(
+    "--crops",
+    default=1000,
+    type=click.IntRange(1),
+    show_default=True,
+    help="Random crops that the model looks at, in all.",
+)
+@click.option(
+    "--box-images",
+    default=1000,
+    type=click.IntRange(1),
+    show_default=True,
+    help="Images whose boxes are looked at, at most.",
+)
 @click.option("--seed", default=0, show_default=True, help="Of the sample of images and of the crops.")
-@click.option("--batch-size", default=32, show_default=True, help="Crops per forward pass.")
+@click.option("--batch-size", default=32, type=click.IntRange(1), show_default=True, help="Crops per forward pass.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...; auto takes CUDA if it can.")
-@click.option("--plot", metavar="FILE", type=click.Path(), help="Draw the figures; .png, .svg or .pdf.")
+@click.option("--plot", metavar="FILE", type=Picture(), help="Draw the figures; .png, .svg or .pdf.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def check(store: str, data: str, plot: str | None, as_json: bool, **options: Any) -> None:
     """Say whether the label maps in STORE show what they should of the images in DATA.
@@ -46,10 +58,6 @@ def check(store: str, data: str, plot: str | None, as_json: bool, **options: Any
     """
     if options["model"] is None and options["checkpoint"] is None and options["boxes"] is None:
         raise click.UsageError("There is nothing to hold the label maps to. Give --model, --checkpoint or --boxes.")
-    if plot is not None:
-        from torchrelabel.viz import require_matplotlib
-
-        require_matplotlib()  # before the work, not after it
     from tqdm import tqdm
 
     from torchrelabel.check import check as run
@@ -62,8 +70,9 @@ def check(store: str, data: str, plot: str | None, as_json: bool, **options: Any
     click.echo(_printable(json.dumps(report.figures(), indent=2) if as_json else words(report)))
     if plot is not None:
         from torchrelabel.check.plot import draw_report
+        from torchrelabel.viz import save_picture
 
-        draw_report(report).savefig(plot, dpi=120)
+        save_picture(draw_report(report), plot)
         click.echo(f"Figures drawn in {plot}.", err=True)
     if report.verdict == "swapped" or report.faults:
         sys.exit(FAILED)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from torchrelabel.cli import DONE_WITH_LOSSES, STOPPED_BY_USER
+from torchrelabel.cli import DONE_WITH_LOSSES
 
 if TYPE_CHECKING:
     from torchrelabel.importers import Summary
@@ -38,7 +38,13 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
             show_default=True,
             help="Storage of scores.",
         ),
-        click.option("--num-classes", default=1000, show_default=True, help="Classes of the annotator."),
+        click.option(
+            "--num-classes",
+            default=1000,
+            type=click.IntRange(1),
+            show_default=True,
+            help="Classes of the annotator.",
+        ),
         click.option("--data", metavar="DIR", type=click.Path(), help="Folder of the images, to learn their names."),
         click.option(
             "-o", "--output", default="maps.lmdb", show_default=True, type=click.Path(), help="The store to write."
@@ -52,7 +58,9 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
 def _tree(command: Callable[..., None]) -> Callable[..., None]:
     """The options of formats that are folders of files."""
     for option in (
-        click.option("--workers", type=int, help="Processes that read. [default: as many as cores, at most 4]"),
+        click.option(
+            "--workers", type=click.IntRange(0), help="Processes that read. [default: as many as cores, at most 4]"
+        ),
         click.option("--suffix", default=".JPEG", show_default=True, help="Extension of the images, without --data."),
     ):
         command = option(command)
@@ -92,7 +100,13 @@ def relabel(as_json: bool, source: str, output: str, **options: Any) -> None:
 )
 @_shared
 @click.option("--assume-square", is_flag=True, help="All images are square; instead of --data.")
-@click.option("--crop-pct", default=1.0, show_default=True, help="Side of the centre square, by the short side.")
+@click.option(
+    "--crop-pct",
+    default=1.0,
+    type=click.FloatRange(0, 1, min_open=True),
+    show_default=True,
+    help="Side of the centre square, by the short side.",
+)
 @click.option(
     "--dtype",
     type=click.Choice(["float16", "float32"]),
@@ -116,7 +130,12 @@ def token_labeling(as_json: bool, source: str, output: str, **options: Any) -> N
     epilog="Example: torchrelabel import multilabel-tsv multilabel_annotations.tsv -o maps.lmdb --data imagenet/train"
 )
 @_shared
-@click.option("--topk", "top_k", type=int, help="Classes kept of an image. [default: as many as the longest row has]")
+@click.option(
+    "--topk",
+    "top_k",
+    type=click.IntRange(1),
+    help="Classes kept of an image. [default: as many as the longest row has]",
+)
 def multilabel_tsv(as_json: bool, source: str, output: str, **options: Any) -> None:
     """Import MultiLabel-ImageNet's table from the file SRC: rows of path, gt, idx_list and prob_list.
 
@@ -131,8 +150,7 @@ def _run(run: Callable[..., Summary], as_json: bool, source: str, output: str, o
     try:
         summary = run(source, output, **options)
     except KeyboardInterrupt:
-        click.echo(f"Stopped. What was imported is in {output}; the same command continues.", err=True)
-        sys.exit(STOPPED_BY_USER)
+        raise KeyboardInterrupt(f"What was imported is in {output}; the same command continues.") from None
     click.echo(json.dumps(_figures(summary), indent=2) if as_json else _words(summary))
     if not summary.lossless:
         sys.exit(DONE_WITH_LOSSES)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from torchrelabel.cli import Picture
+
 
 class _Box(click.ParamType):  # type: ignore[type-arg, unused-ignore] # generic since click 8.4
     name = "X1,Y1,X2,Y2"
@@ -20,6 +22,12 @@ class _Box(click.ParamType):  # type: ignore[type-arg, unused-ignore] # generic 
             x1, y1, x2, y2 = (float(part) for part in str(value).split(","))
         except ValueError:
             self.fail(f"{value!r} is not four numbers separated by commas, such as 0.5,0,1,1 for the right half", param)
+        if not (0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1):
+            self.fail(
+                f"{value!r} is no part of the image: the numbers are fractions of the image's width and height, "
+                f"0 <= X1 < X2 <= 1 and 0 <= Y1 < Y2 <= 1, such as 0.5,0,1,1 for the right half",
+                param,
+            )
         return x1, y1, x2, y2
 
 
@@ -33,7 +41,7 @@ class _Box(click.ParamType):  # type: ignore[type-arg, unused-ignore] # generic 
     "--output",
     default="label-map.svg",
     show_default=True,
-    type=click.Path(),
+    type=Picture(),
     help="The picture; .png, .svg or .pdf.",
 )
 @click.option("--fill", type=click.Choice(["zero", "residual"]), default="zero", show_default=True)
@@ -51,16 +59,13 @@ def show(
 
     KEY is the image's path relative to the annotated folder, as in the store.
     """
-    from torchrelabel.viz import require_matplotlib
-
-    require_matplotlib()
     from PIL import Image
 
     from torchrelabel.data.records import label_map_of
     from torchrelabel.pooling import LabelPooling
     from torchrelabel.store import LabelStore
     from torchrelabel.view_box import ViewBox
-    from torchrelabel.viz import draw_label_map
+    from torchrelabel.viz import draw_label_map, save_picture
 
     label_store = LabelStore(store)
     record = label_store[key]
@@ -73,7 +78,7 @@ def show(
     label_map = label_map_of(record, header, (image.height, image.width), ViewBox(*crop))
     pooling = LabelPooling(fill=fill)
     figure = draw_label_map(image, label_map, class_names=header.class_names, pooling=pooling, title=key)
-    figure.savefig(output, dpi=120)
+    save_picture(figure, output)
     label = pooling(label_map)
     top = label.topk(min(header.top_k, header.num_classes))
     names = header.class_names or [str(index) for index in range(header.num_classes)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import os
+import posixpath
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -21,7 +23,10 @@ _MAX_ROW_BYTES = 2**20
 
 _WHOLE = re.compile(r"[0-9]{1,10}")
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
-_HEADER = re.compile(r"(?:path|filename)\tgt\w*\tidx\w*\tprob\w*", re.IGNORECASE)
+_TITLE = re.compile(r"[^\W\d][\w ]*")
+
+# Half precision rounds this, and what is below it, to 0.
+_NOTHING = 2.0**-25
 
 CUT = "classes beyond K, the least probable, were left out"
 REPEATED = "the same row stood in the table again"
@@ -150,7 +155,7 @@ def scan(source: Path, num_classes: int) -> Table:
                     place += len(content)
                 problem = f"it has more than {_MAX_ROW_BYTES} bytes"
                 table.nameless.append((f"line {line}", problem))
-            elif content.strip() and not (line == 1 and _HEADER.fullmatch(_text(content))):
+            elif content.strip() and not (line == 1 and _are_titles(_cells(content))):
                 problem = _note(table, content, begin, line, again, num_classes)
             if problem and not table.problem:
                 table.problem = f"line {line}: {problem}"
@@ -192,7 +197,7 @@ def parse_row(content: bytes, num_classes: int) -> tuple[list[int], list[float]]
     Raises:
         ValueError: If it is not ``path, gt, idx_list, prob_list``, naming the value.
     """
-    cells = [cell.strip() for cell in _text(content).split("\t")]
+    cells = _cells(content)
     if len(cells) != 4:
         raise ValueError(f"a row has 4 cells, separated by tabs, got {len(cells)}")
     _index(cells[1], "gt", num_classes)
@@ -200,8 +205,10 @@ def parse_row(content: bytes, num_classes: int) -> tuple[list[int], list[float]]
     probabilities = [_probability(entry) for entry in _entries(cells[3])]
     if len(classes) != len(probabilities):
         raise ValueError(f"idx_list has {len(classes)} entries, and prob_list {len(probabilities)}")
-    if not any(probabilities):
-        raise ValueError("no class of it has a probability above 0")
+    largest = max(probabilities, default=0.0)
+    if largest <= _NOTHING:
+        rounded = f" in half precision, got at most {largest:g}" if largest else ""
+        raise ValueError(f"no class of it has a probability above 0{rounded}")
     if len(set(classes)) < len(classes):
         twice = next(index for index in classes if classes.count(index) > 1)
         raise ValueError(f"the classes of a row are distinct, got {twice} twice")
@@ -231,14 +238,28 @@ def _as_map(key: str, path: str, content: bytes, table: Table, top_k: int, num_c
     )
 
 
-def _text(content: bytes) -> str:
+def _cells(content: bytes) -> list[str]:
+    """The cells of a row, out of their quotes where a writer such as pandas has put them into some."""
     # File names need not be UTF-8; a byte order mark may begin the file.
-    return content.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n").decode("utf-8", "surrogateescape")
+    text = content.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n").decode("utf-8", "surrogateescape")
+    if '"' not in text:
+        cells = text.split("\t")
+    else:
+        try:
+            cells = next(csv.reader([text], delimiter="\t"))
+        except csv.Error:  # a cell beyond the bound of csv
+            cells = [text]
+    return [cell.strip() for cell in cells]
+
+
+def _are_titles(cells: list[str]) -> bool:
+    return len(cells) > 1 and all(map(_TITLE.fullmatch, cells))
 
 
 def _path(content: bytes) -> str:
-    path, tab, _ = _text(content).partition("\t")
-    return path.strip() if tab else ""
+    """The path of a row as keys are written; empty if it has none, or nothing behind it."""
+    path, *rest = _cells(content)
+    return posixpath.normpath(path.replace("\\", "/")) if path and rest else ""
 
 
 def _entries(cell: str) -> list[str]:

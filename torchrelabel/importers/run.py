@@ -19,7 +19,7 @@ from torchrelabel._version import __version__
 from torchrelabel.importers.names import Matching, match, occupied
 from torchrelabel.store import LabelStoreWriter
 from torchrelabel.store.header import read_header
-from torchrelabel.store.layout import HEADER_FILE, encode_key
+from torchrelabel.store.layout import HEADER_FILE, can_be_key, encode_key, fingerprint
 
 NO_MAP = "no published label map belongs to it"
 
@@ -160,10 +160,9 @@ def pair_up(
         keys = {key_of(name): name for name in maps}
         folders = sorted({key.split("/")[0] for key in keys if "/" in key})
         table = {folder: index for index, folder in enumerate(folders)} if len(folders) == num_classes else None
-        return Matching(keys), Images(None, table, {"count": len(keys)})
+        return Matching(keys), Images(None, table, {"count": sum(map(can_be_key, keys))})
     # Here, since it imports timm, which takes seconds.
     from torchrelabel.annotate.images import find_images
-    from torchrelabel.annotate.run import fingerprint
 
     found = find_images(data, skip=[skip])
     if not found.keys:
@@ -177,7 +176,8 @@ def pair_up(
     summary.notes += [f"Not looked into: {path} ({reason})" for path, reason in found.problems]
     summary.maps_without_image = matching.maps_alone
     table = found.class_to_idx if found.class_to_idx and len(found.class_to_idx) == num_classes else None
-    return matching, Images(str(data), table, {"count": len(found.keys), "fingerprint": fingerprint(found.keys)})
+    storable = [key for key in found.keys if can_be_key(key)]
+    return matching, Images(str(data), table, {"count": len(storable), "fingerprint": fingerprint(storable)})
 
 
 def write_store(

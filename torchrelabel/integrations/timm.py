@@ -16,6 +16,7 @@ from torch.utils.data import IterableDataset
 from torchrelabel.data.dataset import LabelMapDataset
 from torchrelabel.data.label_map_stream import LabelMapStream
 from torchrelabel.data.timm_soft_targets import accept_soft_targets as accept_soft_targets
+from torchrelabel.errors import TorchRelabelError
 from torchrelabel.store import LabelStore
 
 __all__ = ["LabelMapStream", "accept_soft_targets", "check_arguments", "run_script", "training_datasets_wrapped"]
@@ -35,7 +36,8 @@ def run_script(
     Raises:
         FileNotFoundError: If there is no such script.
         ValueError: If its ``--num-classes`` is not the number of classes of the label maps.
-        RuntimeError: If it ran to its end without creating a training dataset: nothing was trained on label maps.
+        TorchRelabelError: If a training dataset cannot be wrapped, or the model before it has other outputs than the
+            label maps have classes; or if the script ran to its end without creating one.
     """
     check_arguments(script, arguments, label_maps)
     script = os.fspath(script)
@@ -47,7 +49,7 @@ def run_script(
     finally:
         sys.argv, sys.path[:] = before
     if not wrapped:
-        raise RuntimeError(
+        raise TorchRelabelError(
             f"{script} ended without a call of timm.data.create_dataset(..., is_training=True), so that no training "
             f"dataset got label maps. Wrap the dataset in the script: LabelMapDataset(dataset, {str(label_maps)!r})."
         )
@@ -68,32 +70,73 @@ def training_datasets_wrapped(
 
     Yields:
         The datasets that were wrapped so far.
+
+    Raises:
+        TorchRelabelError: From ``create_dataset``, if the dataset cannot be wrapped, or if no model that
+            ``timm.create_model`` made before it has as many outputs as the label maps have classes.
     """
     import timm.data
     import timm.data.dataset_factory
+    import timm.models
 
     original: Callable[..., Any] = timm.data.dataset_factory.create_dataset
+    original_model: Callable[..., Any] = timm.models.create_model
     wrapped: list[LabelMapDataset | LabelMapStream] = []
+    models: list[Any] = []
+
+    def create_model(*args: Any, **kwargs: Any) -> Any:
+        models.append(original_model(*args, **kwargs))
+        return models[-1]
 
     def create_dataset(*args: Any, **kwargs: Any) -> Any:
         dataset = original(*args, **kwargs)
         if not inspect.signature(original).bind(*args, **kwargs).arguments.get("is_training"):
             return dataset
         wrap = LabelMapStream if isinstance(dataset, IterableDataset) else LabelMapDataset
-        dataset = wrap(dataset, label_maps, **options)
+        try:
+            dataset = wrap(dataset, label_maps, **options)
+        except TorchRelabelError:
+            raise
+        except (TypeError, ValueError) as error:  # of a kind that tells our words from the script's own errors
+            raise TorchRelabelError(str(error)) from error
+        _check_outputs(models, dataset.num_classes)
         wrapped.append(dataset)
         if os.environ.get("RANK", "0") == "0":
             print(f"Training labels come from {dataset.label_maps!r}: {dataset!r}", file=sys.stderr, flush=True)
         return dataset
 
-    places = (timm.data, timm.data.dataset_factory)
-    for place in places:
-        place.create_dataset = create_dataset  # type: ignore[attr-defined]
+    places: list[tuple[Any, str, Any, Any]] = [
+        (timm.data, "create_dataset", create_dataset, original),
+        (timm.data.dataset_factory, "create_dataset", create_dataset, original),
+        (timm, "create_model", create_model, original_model),
+        (timm.models, "create_model", create_model, original_model),
+    ]
+    for place, name, ours, _ in places:
+        setattr(place, name, ours)
     try:
         yield wrapped
     finally:
-        for place in places:
-            place.create_dataset = original  # type: ignore[attr-defined]
+        for place, name, _, theirs in places:
+            setattr(place, name, theirs)
+
+
+def _check_outputs(models: Sequence[Any], num_classes: int) -> None:
+    """Refuse models of which none can learn from the label maps: torch's words for it name neither number."""
+    outputs = {_outputs(model): model for model in models}
+    outputs.pop(0, None)  # a backbone, to which the script adds a classifier of its own
+    if outputs and num_classes not in outputs:
+        count, model = outputs.popitem()
+        name = getattr(model, "pretrained_cfg", {}).get("architecture", type(model).__name__)
+        raise TorchRelabelError(
+            f"{name} has {count} outputs, and the label maps have {num_classes} classes. Give the script "
+            f"--num-classes {num_classes}, or annotate the images with a model of {count} classes."
+        )
+
+
+def _outputs(model: Any) -> int:
+    # A layer that the script put in place of the model's own is where the classifier is, and num_classes not changed.
+    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
+    return int(getattr(classifier, "out_features", getattr(model, "num_classes", None) or 0))
 
 
 def check_arguments(

@@ -75,6 +75,15 @@ def encode_key(key: str) -> bytes:
     return name
 
 
+def can_be_key(key: str) -> bool:
+    """Whether `encode_key` takes a path."""
+    try:
+        encode_key(key)
+    except ValueError:
+        return False
+    return True
+
+
 def decode_key(name: bytes) -> str:
     """Turn the bytes that name an image back into its path; the inverse of `encode_key`."""
     return name.decode("utf-8", "surrogateescape")
