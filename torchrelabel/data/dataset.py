@@ -249,15 +249,15 @@ class LabelMapDataset(Dataset[Any]):
 
     def _check_as_loaded(self, image: Any, sample: LoadingSample) -> None:
         """Raise unless the dataset gave just the one image that it opened, for whose pixels the label map is."""
-        name, transform = type(self._dataset).__name__, "its transform"
+        name = type(self._dataset).__name__
         if len(sample.given) > 1:
             raise CropNotSeen(
-                f"{name} gave {len(sample.given)} images to {transform} for one sample, so it is unknown which of them "
-                f"the label should be for. Give LabelMapDataset a dataset of one image a sample."
+                f"{name} gave {len(sample.given)} images to its transform for one sample, so it is unknown which of "
+                f"them the label should be for. Give LabelMapDataset a dataset of one image a sample."
             )
         if sample.given and image is not sample.given[0]:
             raise CropNotSeen(
-                f"{name} changes an image after {transform}, and LabelMapDataset runs that transform on what the "
+                f"{name} changes an image after its transform, and LabelMapDataset runs that transform on what the "
                 f"dataset gives: the order would be another. Make the change a part of the transform."
             )
         if sample.opened is not None and image is not sample.opened:
