@@ -56,7 +56,7 @@ def test_preprocessing_is_the_models_own() -> None:
 
 def test_statistics_and_interpolation_of_another_training_take_the_place_of_the_models_own() -> None:
     settings: dict[str, Any] = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "interpolation": "lanczos"}
-    annotator = Annotator.from_timm("test_resnet", pretrained=False, device="cpu", **settings)
+    annotator = Annotator.from_timm("resnet10t", pretrained=False, device="cpu", **settings)
     description = annotator.description()
     assert {name: description[name] for name in settings} == {
         "mean": [0.1, 0.2, 0.3],
@@ -79,7 +79,7 @@ def test_statistics_and_interpolation_of_another_training_take_the_place_of_the_
 )
 def test_statistics_that_cannot_be_are_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        Annotator.from_timm("test_resnet", pretrained=False, device="cpu", **settings)
+        Annotator.from_timm("resnet10t", pretrained=False, device="cpu", **settings)
 
 
 @pytest.mark.parametrize(("name", "grid"), [("resnet10t", (3, 3)), ("vit_tiny_patch16_224", (6, 6))])
@@ -131,7 +131,7 @@ def test_another_number_of_classes_than_the_weights_have_is_refused() -> None:
 @pytest.mark.parametrize("num_classes", [-3, 0])
 def test_less_than_one_class_is_refused(num_classes: int) -> None:
     with pytest.raises(ValueError, match=rf"num_classes must be 1 or more, got {num_classes}\."):
-        Annotator.from_timm("test_resnet", pretrained=False, num_classes=num_classes, device="cpu")
+        Annotator.from_timm("resnet10t", pretrained=False, num_classes=num_classes, device="cpu")
 
 
 def test_a_model_without_classifier_is_refused() -> None:

@@ -296,8 +296,8 @@ def test_random_weights_and_settings_of_a_store_are_made_again_and_are_the_same(
     paint_folder(tmp_path / "data", images=3)
     settings = {"pretrained": False, "image_size": 64, "device": "cpu", "workers": 0, "progress": False}
     settings |= {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "interpolation": "nearest"}
-    annotate(tmp_path / "data", tmp_path / "maps", model="test_resnet", **settings)
-    report = check(tmp_path / "maps", tmp_path / "data", model="test_resnet", device="cpu", crops=3)
+    annotate(tmp_path / "data", tmp_path / "maps", model="resnet10t", **settings)
+    report = check(tmp_path / "maps", tmp_path / "data", model="resnet10t", device="cpu", crops=3)
     assert report.notes == ["The weights that made the store are random (--no-pretrained), and were made again here."]
     cells = next(each for each in report.orientation if each.evidence == "cells")
     assert cells.score_as_stored > 0.99
@@ -309,5 +309,5 @@ def test_weights_that_cannot_be_fetched_name_no_option_that_check_does_not_have(
 
     monkeypatch.setattr(timm, "create_model", unreachable)
     with pytest.raises(TorchRelabelError, match=r"give a file of weights with --checkpoint\..*") as caught:
-        run(painted, model="test_resnet")
+        run(painted, model="resnet10t")
     assert "torchrelabel annotate --no-pretrained" in str(caught.value)

@@ -64,8 +64,8 @@ def test_a_store_that_is_not_there_is_one_message(tmp_path: Path) -> None:
     ("text", "words"),
     [
         (
-            "timm.create_model('test_resnet')\ntimm.data.create_dataset('', root={root!r}, is_training=True)\n",
-            "Error: test_resnet has 1000 outputs, and the label maps have 7 classes.",
+            "timm.create_model('resnet10t')\ntimm.data.create_dataset('', root={root!r}, is_training=True)\n",
+            "Error: resnet10t has 1000 outputs, and the label maps have 7 classes.",
         ),
         (
             "timm.data.create_dataset('torch/mnist', root={mnist!r}, is_training=True, download=False)\n",

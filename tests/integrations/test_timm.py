@@ -114,20 +114,18 @@ def test_a_model_of_other_classes_is_noticed_before_it_is_made(arguments: list[s
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_model_of_other_outputs_is_noticed_where_no_number_of_classes_was_given(painted: Painted) -> None:
     with training_datasets_wrapped(painted.store):
-        timm.create_model("test_resnet")
-        with pytest.raises(
-            TorchRelabelError, match=r"test_resnet has 1000 outputs, .* have 7 classes.* --num-classes 7"
-        ):
+        timm.create_model("resnet10t")
+        with pytest.raises(TorchRelabelError, match=r"resnet10t has 1000 outputs, .* have 7 classes.* --num-classes 7"):
             timm.data.create_dataset("", str(painted.root), is_training=True)
 
 
 def a_backbone(**options: int) -> None:
-    timm.create_model("test_resnet", **options)
+    timm.create_model("resnet10t", **options)
 
 
 def a_teacher() -> None:
-    timm.models.create_model("test_resnet")
-    timm.models.create_model("test_resnet", num_classes=C)
+    timm.models.create_model("resnet10t")
+    timm.models.create_model("resnet10t", num_classes=C)
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -144,7 +142,7 @@ def test_models_that_may_learn_from_the_maps_are_let_through(painted: Painted, m
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_classifier_put_on_by_hand_counts(painted: Painted) -> None:
     with training_datasets_wrapped(painted.store) as wrapped:
-        model = timm.create_model("test_resnet")
+        model = timm.create_model("resnet10t")
         model.fc = torch.nn.Linear(96, C)
         timm.data.create_dataset("", str(painted.root), is_training=True)
     assert len(wrapped) == 1
