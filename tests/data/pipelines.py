@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 from torchrelabel import RandomResizedCropWithLabelMap
 
 RIGHT, NOT_SEEN = "right", "not seen"
+COLOURED = "coloured"  # never refused, and nothing can be read from the pixels
 EITHER = "either"  # depends on the draw: a pad is not followed, and is not always needed
 
 timm = functools.partial(create_transform, mean=(0, 0, 0), std=(1, 1, 1), color_jitter=None, is_training=True)
@@ -121,6 +122,16 @@ def deeper_discarded(img: Image.Image) -> Any:
     return v1.functional.to_tensor(kept)
 
 
+class Blur:
+    """Pads within, as a layer of a network does."""
+
+    def __init__(self) -> None:
+        self.blur = torch.nn.Sequential(torch.nn.ReflectionPad2d(1), torch.nn.AvgPool2d(3, 1))
+
+    def __call__(self, img: Any) -> Any:
+        return self.blur(v1.functional.to_tensor(img))
+
+
 def looked_at_first(img: Image.Image) -> Any:
     assert np.asarray(img).mean() > 0
     return v1.functional.to_tensor(img.crop((0, 0, 50, 50)))
@@ -212,6 +223,12 @@ PIPELINES: dict[str, tuple[Callable[[], Any], str]] = {
     "v2 random crop": (lambda: c2(v2.Resize((70, 90)), v2.RandomCrop(64), v2.ToImage()), RIGHT),
     "v2 tensor flip after": (lambda: c2(RRC2(), v2.ToImage(), v2.RandomHorizontalFlip(1)), RIGHT),
     "v2 random choice": (lambda: c2(v2.RandomChoice([RRC2(), v2.CenterCrop(64)]), v2.ToImage()), RIGHT),
+    "v2 nothing to crop": (lambda: c2(v2.Resize((64, 64)), v2.RandomCrop(64), v2.ToImage()), RIGHT),
+    "v2 nothing to crop, in a lambda": (
+        lambda: lambda img: c2(v2.Resize((64, 64)), v2.RandomCrop(64), v2.ToImage())(img),
+        RIGHT,
+    ),
+    "a layer that pads, after the crop": (lambda: c1(RRC(), Blur()), RIGHT),
     "v2 no crop needed": (lambda: c2(RRC2(), v2.RandomCrop(64), v2.ToImage()), RIGHT),
     "preset v1, PIL": (lambda: Preset(v1, "pil"), RIGHT),
     "preset v1, tensor": (lambda: Preset(v1, "tensor"), NOT_SEEN),
@@ -259,6 +276,12 @@ PIPELINES: dict[str, tuple[Callable[[], Any], str]] = {
     "ours after jitter": (lambda: c1(v1.ColorJitter(0.01), OURS(), v1.ToTensor()), RIGHT),
     "ours twice": (lambda: c1(OURS(), v1.ToTensor(), OURS()), RIGHT),
     "ours after a crop": (lambda: c1(v1.RandomCrop(72), v1.ToTensor(), OURS()), RIGHT),
+    "ours after strange colours": (
+        lambda: c2(
+            v2.ToImage(), v2.RandomErasing(1), v2.ColorJitter(0.8, 0.8, 0.8, 0.5), v2.RandomSolarize(99), OURS()
+        ),
+        COLOURED,
+    ),
     "ours in a lambda": (lambda: c1(v1.ToTensor(), v1.Lambda(OURS())), RIGHT),
     "ours after an unseen flip": (lambda: c1(v1.ToTensor(), v1.RandomHorizontalFlip(1), OURS()), NOT_SEEN),
     "ours after an unseen resize": (lambda: c1(v1.ToTensor(), v1.Resize(50), OURS()), NOT_SEEN),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+import random
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -885,6 +886,54 @@ def test_a_target_transform_that_numbers_the_classes_otherwise_is_refused(painte
     images = ImageFolder(painted.root, LEFT, target_transform=lambda target: (target + 1) % C)
     with pytest.raises(ValueError, match="target_transform makes class 1 of class 0"):
         LabelMapDataset(images, painted.store)
+
+
+@pytest.mark.parametrize(
+    "target_transform",
+    [lambda target: target - 1, lambda target: random.randrange(C), lambda target: int(torch.randperm(C)[target])],
+    ids=["from one on", "noise", "shuffled"],
+)
+def test_a_target_transform_that_is_no_other_order_is_let_through(painted: Painted, target_transform: Any) -> None:
+    """It is tried out, and must neither cost a random number nor be taken for an order by chance."""
+    random.seed(0)
+    torch.manual_seed(0)
+    states = random.getstate(), torch.get_rng_state()
+    LabelMapDataset(ImageFolder(painted.root, LEFT, target_transform=target_transform), painted.store)
+    assert random.getstate() == states[0]
+    assert torch.equal(torch.get_rng_state(), states[1])
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor"])
+def test_arrays_and_tensors_that_become_images_first_are_followed(painted: Painted, kind: str) -> None:
+    """The crop of the new image was not seen."""
+    images = InMemory(painted, v1.Compose([v1.ToPILImage(), v1.RandomResizedCrop(50), v1.ToTensor()]))
+    arrays = [np.array(image) for image in images.images]
+    images.images = arrays if kind == "array" else [torch.from_numpy(a).permute(2, 0, 1) for a in arrays]
+    dataset = LabelMapDataset(images, painted.store, key=painted.keys)
+    assert np.mean([label_error(*dataset[i]) for i in range(7)]) <= WRONG
+
+
+def test_tensors_may_have_their_channels_last(painted: Painted) -> None:
+    """Their size was read off the width and the channels."""
+    transform = v1.Compose([v1.RandomResizedCrop(50), lambda image: torch.from_numpy(np.array(image))])
+    dataset = LabelMapDataset(folder(painted, transform), painted.store)
+    items = [dataset[i] for i in range(7)]
+    assert np.mean([label_error(image.permute(2, 0, 1) / 255, label) for image, label in items]) <= WRONG
+
+
+def test_a_dataset_that_hides_its_transform_is_told_how_to_show_it(painted: Painted) -> None:
+    class Repeated(Dataset[Any]):
+        def __init__(self, inner: Any) -> None:
+            self.inner = inner
+
+        def __len__(self) -> int:
+            return 2 * len(self.inner)
+
+        def __getitem__(self, index: int) -> Any:
+            return self.inner[index % len(self.inner)]
+
+    with pytest.raises(CropNotSeen, match="Repeated has no attribute transform.* wrap the dataset within it"):
+        LabelMapDataset(Repeated(folder(painted, RANDOM)), painted.store, key=painted.keys * 2)[0]
 
 
 @pytest.mark.parametrize("onehot", [0.0, 1.0])

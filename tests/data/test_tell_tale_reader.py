@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import ImageOps
+from PIL import Image, ImageFilter, ImageOps
 from timm.data import AugMixDataset, ImageDataset, create_dataset, create_loader, create_transform
 from torch.utils.data import Subset
 from torchvision import transforms as v1
 from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
 
 from tests.painted import WRONG, H, Painted, W, label_error, paint
 from torchrelabel import CropNotSeen, LabelMapDataset, LabelStoreWriter
 from torchrelabel.data.tell_tale_reader import TellTaleReader
+from torchrelabel.data.tracked_image import TrackedImage
 
 # timm leaves the files open that it reads.
 pytestmark = [
@@ -207,9 +209,88 @@ def test_a_dataset_of_two_images_a_sample_is_refused(painted: Painted, kind: Any
 
 
 class CropsBefore(ImageFolder):
+    """As for a data set with a box for each image."""
+
     def __getitem__(self, index: int) -> Any:
         path, target = self.samples[index]
         return self.transform(self.loader(path).crop((70, 0, 140, 84)).resize((140, 84))), target
+
+
+class TurnsBefore(ImageFolder):
+    def __getitem__(self, index: int) -> Any:
+        path, target = self.samples[index]
+        return self.transform(ImageOps.mirror(self.loader(path)).convert("RGBA")), target
+
+
+class Caches(ImageFolder):
+    cache: dict[int, Any]
+
+    def __getitem__(self, index: int) -> Any:
+        path, target = self.samples[index]
+        if index not in self.cache:
+            self.cache[index] = self.loader(path).crop((70, 0, 140, 84))
+        image = self.cache[index]
+        return image if self.transform is None else self.transform(image), target
+
+
+class Colours(ImageFolder):
+    def __getitem__(self, index: int) -> Any:
+        path, target = self.samples[index]
+        return self.transform(ImageOps.solarize(self.loader(path).convert("L")).filter(ImageFilter.CONTOUR)), target
+
+
+class ReadsAnother(ImageFolder):
+    def __getitem__(self, index: int) -> Any:
+        path, target = self.samples[index]
+        image, other = self.loader(path), self.loader(self.samples[(index + 1) % len(self)][0])
+        return self.transform(image), target, np.asarray(other), other
+
+
+CROP = v1.Compose([v1.RandomResizedCrop(60), v1.ToTensor()])
+
+
+@pytest.mark.parametrize("kind", [CropsBefore, TurnsBefore, Caches, ReadsAnother])
+def test_what_a_dataset_does_to_the_images_that_it_opens_is_followed(painted: Painted, kind: Any) -> None:
+    """The label was that of the whole image, or of another one."""
+    images = kind(painted.root, CROP)
+    images.cache = {}
+    dataset = LabelMapDataset(images, painted.store)
+    for _ in range(3):
+        items = [dataset[i] for i in range(7)]
+        assert np.mean([label_error(image[:3], label) for image, label, *_ in items]) <= WRONG
+    assert not any(isinstance(extra, TrackedImage) for _, _, *rest in items for extra in rest)
+
+
+def test_an_image_cached_by_a_dataset_shows_the_same_in_a_joint_pipeline(painted: Painted) -> None:
+    images = Caches(painted.root, CROP)
+    images.cache = {}
+    followed = LabelMapDataset(images, painted.store)
+    assert len([followed[i] for i in range(7)]) == len(images.cache)
+    images.transform = None
+    images.transforms = None
+    joint = v2.Compose([v2.RandomResizedCrop(60), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+    dataset = LabelMapDataset(images, painted.store, transforms=joint)
+    assert np.mean([label_error(*dataset[i]) for i in range(7)]) <= WRONG
+
+
+def test_colours_may_change_before_the_transform(painted: Painted) -> None:
+    """Thumbnails were compared, and contours or solarized colours were taken for another image."""
+    whole = LabelMapDataset(ImageFolder(painted.root, WHOLE), painted.store)
+    dataset = LabelMapDataset(Colours(painted.root, WHOLE), painted.store)
+    assert all(torch.equal(dataset[i][1], whole[i][1]) for i in range(7))
+
+
+class CropsArrays(ImageFolder):
+    def __getitem__(self, index: int) -> Any:
+        path, target = self.samples[index]
+        return self.transform(Image.fromarray(np.asarray(self.loader(path))[:60, :60])), target
+
+
+class BlendsTwo(ImageFolder):
+    def __getitem__(self, index: int) -> Any:
+        path, target = self.samples[index]
+        image, other = self.loader(path), self.loader(self.samples[(index + 1) % len(self)][0])
+        return self.transform(Image.blend(image, other, 0.5)), target
 
 
 class CropsAfter(ImageFolder):
@@ -218,33 +299,23 @@ class CropsAfter(ImageFolder):
         return v1.functional.center_crop(image, 40), target
 
 
-class TurnsBefore(ImageFolder):
+class Albumentations(ImageFolder):
     def __getitem__(self, index: int) -> Any:
         path, target = self.samples[index]
-        return self.transform(ImageOps.mirror(self.loader(path))), target
-
-
-class OwnSteps(ImageFolder):
-    def __getitem__(self, index: int) -> Any:
-        path, target = self.samples[index]
-        return self.transform(self.loader(path).convert("L").convert("RGB")), target
+        return self.transform(image=np.asarray(self.loader(path)))["image"], target
 
 
 @pytest.mark.parametrize(
-    ("kind", "words"),
+    ("kind", "error", "words"),
     [
-        (CropsBefore, "CropsBefore crops, resizes or flips an image between opening"),
-        (TurnsBefore, "TurnsBefore crops, resizes or flips an image between opening"),
-        (CropsAfter, "CropsAfter changes an image after its transform"),
+        (CropsArrays, CropNotSeen, "CropsArrays crops or resizes an image between opening and transforming it"),
+        (BlendsTwo, CropNotSeen, "BlendsTwo opened 2 images for one sample and gave none of them as it was"),
+        (CropsAfter, CropNotSeen, "CropsAfter changes an image after its transform"),
+        (Albumentations, TypeError, "transform is called with an image alone, and this dataset calls it with image"),
     ],
 )
-def test_a_dataset_that_crops_around_its_transform_is_refused(painted: Painted, kind: Any, words: str) -> None:
-    """The label was that of the whole image, or the crop came before the transform that it followed."""
-    with pytest.raises(CropNotSeen, match=words):
+def test_a_dataset_whose_changes_cannot_be_followed_is_refused(
+    painted: Painted, kind: Any, error: Any, words: str
+) -> None:
+    with pytest.raises(error, match=words):
         LabelMapDataset(kind(painted.root, WHOLE), painted.store)[0]
-
-
-def test_a_dataset_may_change_the_colours_before_its_transform(painted: Painted) -> None:
-    dataset = LabelMapDataset(OwnSteps(painted.root, WHOLE), painted.store)
-    whole = LabelMapDataset(ImageFolder(painted.root, WHOLE), painted.store)
-    assert all(torch.equal(dataset[i][1], whole[i][1]) for i in range(7))

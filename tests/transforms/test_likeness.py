@@ -17,6 +17,7 @@ from torchrelabel.transforms._likeness import alike, flipped, same_pixels, size_
     [
         (Image.new("L", (17, 11)), (11, 17)),
         (torch.zeros(3, 11, 17), (11, 17)),
+        (torch.zeros(2, 11, 17), (11, 17)),
         (np.zeros((11, 17, 3)), (11, 17)),
         (np.zeros((3, 11, 17)), (11, 17)),
         (np.zeros((11, 17)), (11, 17)),
@@ -48,6 +49,12 @@ def test_an_image_is_not_like_its_half_or_its_mirror_image() -> None:
 
 def test_an_image_without_structure_is_like_any_other() -> None:
     assert alike(PICTURE, torch.zeros(3, 84, 140))
+
+
+def test_a_grey_image_with_transparency_has_one_channel() -> None:
+    """Two channels could not be made three."""
+    assert alike(PICTURE.convert("L"), np.array(PICTURE.convert("LA")))
+    assert flipped(PICTURE.convert("L"), np.array(PICTURE.convert("LA"))[:, ::-1])
 
 
 def test_tensors_of_one_memory_are_the_same_pixels() -> None:

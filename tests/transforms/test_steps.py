@@ -10,6 +10,7 @@ import torch
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
+from torchrelabel import RandomResizedCropWithLabelMap
 from torchrelabel.transforms._steps import steps_of
 
 
@@ -28,8 +29,12 @@ class Preset:
         (v1.Compose([v1.RandomResizedCrop(9), v1.ToTensor(), v1.RandomErasing()]), True),
         (v2.Compose([v2.RandomResizedCrop(9), v2.Compose([v2.ToImage()]), v2.RandAugment()]), True),
         (v1.Compose([v1.Lambda(lambda image: image)]), False),
-        (v1.RandomApply([v1.ToTensor()]), False),
-        (v2.RandomChoice([v2.ToImage()]), False),
+        (v1.RandomApply([v1.ToTensor(), v1.RandomSolarize(3)]), True),
+        (v2.Compose([v2.RandomChoice([v2.Grayscale(3), v2.RandomApply([v2.GaussianBlur(3)])])]), True),
+        (v2.Compose([RandomResizedCropWithLabelMap(9), v2.ToImage()]), True),
+        (v1.RandomApply([v1.ToTensor(), lambda image: image]), False),
+        (v2.RandomChoice([v2.CenterCrop(9)]), False),
+        (v2.RandomOrder([v2.RandomHorizontalFlip()]), False),
         (torch.nn.Sequential(v1.CenterCrop(9)), False),
         (Recorded([v1.CenterCrop(9)]), False),
         (lambda image: image, False),

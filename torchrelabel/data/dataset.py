@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 import os
+import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
+from torch.utils._pytree import tree_map
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 from torchvision.datasets import DatasetFolder
 from torchvision.datasets.vision import StandardTransform
@@ -221,17 +223,19 @@ class LabelMapDataset(Dataset[Any]):
 
         ``key`` and ``record``, None for a missing one, are those of the image asked for.
         """
-        with LoadingSample() as sample:
-            with sample.listening() if self._transforms_inside else nullcontext():
-                item = self._dataset[index]
+        follows = self.transforms is None and self._crop != "full"
+        with LoadingSample(TrackedImage.of if follows else None) as sample:
+            item = self._listened_to(index, sample) if self._transforms_inside else self._dataset[index]
             if not isinstance(item, (tuple, list)) or len(item) < 2 or isinstance(item[1], _NO_TARGETS):
                 raise TypeError(
                     f"LabelMapDataset expects a dataset of (image, target, ...), and {type(self._dataset).__name__} "
-                    f"returned {_kinds(item)}. Give it a dataset that returns them in this order."
+                    f"returned {_kinds(item)}. Give it a dataset that returns them in this order, the target as a "
+                    f"number: the soft label takes its place."
                 )
             image, target, *rest = item
-            self._check_as_loaded(image, sample)
-            found = partial(self._record_of_loaded, index, key, record, sample.read)
+            read = self._read_by(image, sample)
+            found = partial(self._record_of_loaded, index, key, record, read)
+            rest = tree_map(_plain, rest) if rest else rest
             label: Any
             if self.transforms is not None:
                 image, label = self._jointly(image, found(), target)
@@ -247,8 +251,23 @@ class LabelMapDataset(Dataset[Any]):
                 label = partial(self._label, found, target, image, sample)
         return (image, label, target, *rest)
 
-    def _check_as_loaded(self, image: Any, sample: LoadingSample) -> None:
-        """Raise unless the dataset gave just the one image that it opened, for whose pixels the label map is."""
+    def _listened_to(self, index: int, sample: LoadingSample) -> Any:
+        """The item of a dataset that transforms its images in a place of its own."""
+        try:
+            with sample.listening():
+                return self._dataset[index]
+        except CropNotSeen as error:
+            raise CropNotSeen(
+                f"{error} {type(self._dataset).__name__} has no attribute transform, whose crops could be followed: "
+                f"wrap the dataset within it, if there is one, or give its pipeline that name."
+            ) from None
+
+    def _read_by(self, image: Any, sample: LoadingSample) -> Sequence[Callable[[], str]]:
+        """What gives the key of the image that the dataset opened and gave, and of those that it tried before.
+
+        Raises:
+            CropNotSeen: Unless it gave just the one image that it opened, for whose pixels the label map is.
+        """
         name = type(self._dataset).__name__
         if len(sample.given) > 1:
             raise CropNotSeen(
@@ -260,8 +279,21 @@ class LabelMapDataset(Dataset[Any]):
                 f"{name} changes an image after its transform, and LabelMapDataset runs that transform on what the "
                 f"dataset gives: the order would be another. Make the change a part of the transform."
             )
-        if sample.opened is not None and image is not sample.opened:
-            sample.check_same(image, name)
+        own = [key for key, opened in sample.opened if opened is image]
+        if own or not sample.opened:
+            return own or sample.read
+        if len(sample.opened) > 1:
+            raise CropNotSeen(
+                f"{name} opened {len(sample.opened)} images for one sample and gave none of them as it was, so it is "
+                f"unknown which of them the label should be for. Change images in the transform only."
+            )
+        unchanged = not sample.view.cropped and size_of(image) == size_of(sample.opened[0][1])
+        if not unchanged and not isinstance(image, TrackedImage):
+            raise CropNotSeen(
+                f"{name} crops or resizes an image between opening and transforming it, in a way that could not be "
+                f"followed, so the label is unknown. Make that a part of the transform, or do it with PIL."
+            )
+        return sample.read
 
     # Only what a script asks the dataset for by name. Dunder methods are looked up on the class and are not passed on:
     # the __getitems__ of a wrapped Subset, for one, would let a DataLoader fetch its hard labels.
@@ -302,7 +334,9 @@ class LabelMapDataset(Dataset[Any]):
     def _jointly(self, image: Any, record: Any, target: Any) -> tuple[Any, Any]:
         """Transform an image and its map together; the label is a map still, or pooled by the pipeline itself."""
         assert self.transforms is not None
-        label_map = self._map(record, F.get_size(image), ViewBox())
+        shown = image.view_box if isinstance(image, TrackedImage) else ViewBox()  # of a cache, followed elsewhere
+        image = _plain(image)
+        label_map = self._map(record, F.get_size(image), shown)
         image, label = self.transforms(image, label_map)
         if not isinstance(label, LabelMap) and not _is_label_of(label_map, label):
             got = f"a tensor of shape {tuple(label.shape)}" if isinstance(label, Tensor) else type(label).__name__
@@ -326,7 +360,9 @@ class LabelMapDataset(Dataset[Any]):
     def _followed(self, image: Any, steps: Steps | None, sample: LoadingSample) -> Any:
         """Run the dataset's own pipeline while the sample finds out what it leaves to be seen."""
         if steps is not None:
-            if isinstance(image, PIL.Image.Image):
+            if isinstance(image, TrackedImage) and image.sample is sample:
+                sample.view, sample.image, sample.branched = image.view, image, False
+            elif isinstance(image, PIL.Image.Image):
                 image = TrackedImage.of(image, sample)
             else:
                 sample.image = image
@@ -335,7 +371,7 @@ class LabelMapDataset(Dataset[Any]):
             # Here the label depends on flips after the crop too, and the pixels that tell are not kept.
             sample.check_one_crop(self.transform)
             sample.check_unmoved(image, _THE_END)
-        return image.plain() if isinstance(image, TrackedImage) else image
+        return _plain(image)
 
     def _label(
         self, found: Callable[[], Any], target: Any, image: Any, sample: LoadingSample | None = None
@@ -370,7 +406,10 @@ class LabelMapDataset(Dataset[Any]):
         return label.lerp(own.view(-1, *[1] * (label.ndim - 1)), self._onehot)
 
     def _one_hot(self, target: Any) -> Tensor:
-        given = torch.as_tensor(target)
+        try:
+            given = torch.as_tensor(target)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"The dataset's own label is a class index, got {target!r}.") from None
         if given.numel() == 1:
             return one_hot(given.long().view(()), self.num_classes).float()
         if given.shape != (self.num_classes,):
@@ -416,8 +455,19 @@ _NO_TARGETS = (PIL.Image.Image, str, bytes, os.PathLike)
 _NO_MAP = LabelMap(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1, dtype=torch.long), num_classes=1, canvas_size=(1, 1))
 
 
-def _as_loaded(image: Any) -> Any:
+def _plain(image: Any) -> Any:
+    return image.plain() if isinstance(image, TrackedImage) else image
+
+
+def _as_loaded(*images: Any, **named: Any) -> Any:
     """The transform of a dataset whose images are transformed by LabelMapDataset."""
+    if len(images) != 1 or named:
+        raise TypeError(
+            f"A dataset's transform is called with an image alone, and this dataset calls it with "
+            f"{', '.join([type(image).__name__ for image in images] + list(named))}. LabelMapDataset follows pipelines "
+            f"like torchvision's; for others, crop with RandomResizedCropWithLabelMap within a function of the image."
+        )
+    (image,) = images
     sample = loading_sample()
     if sample is not None and not any(image is given for given in sample.given):
         sample.given.append(image)
@@ -473,7 +523,8 @@ def _without_transform(dataset: Any) -> tuple[Any, Callable[..., Any] | None]:
     elif getattr(dataset, "transforms", None) is not None:
         raise ValueError(
             f"{type(dataset).__name__} was created with transforms=, for images and targets together. Give the "
-            f"pipeline to LabelMapDataset(..., transforms=) instead, where it gets images and label maps together."
+            f"pipeline to LabelMapDataset(..., transforms=) instead, where it gets images and label maps together; or "
+            f"call the attribute transform, if it gets images alone."
         )
     return dataset, transform
 
@@ -541,17 +592,26 @@ def _agreed_num_classes(
 
 def _check_target_transform(target_transform: Any, num_classes: int) -> None:
     """Raise if it numbers the classes otherwise: a soft label never passes through it."""
-    for index in range(num_classes) if callable(target_transform) else ():
-        try:
-            given = torch.as_tensor(target_transform(index))
-            made = int(given) if given.numel() == 1 else int(given.argmax())
-        except Exception:
-            return  # no class index nor a vector, so no other numbering of the classes
-        if made != index:
-            raise ValueError(
-                f"The dataset's target_transform makes class {made} of class {index}, and the soft labels keep the "
-                f"numbers of the annotator's classes. Leave it out, or annotate with a model of that order."
-            )
+    if not callable(target_transform):
+        return
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        first, again = (
+            [int(made) if made.numel() == 1 else int(made.argmax()) for made in map(torch.as_tensor, indices)]
+            for indices in ([target_transform(index) for index in range(num_classes)] for _ in range(2))
+        )
+    except Exception:
+        return  # no class index nor a vector, so no other numbering of the classes
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+    if first == again and sorted(first) == list(range(num_classes)) != first:
+        index = next(index for index, made in enumerate(first) if made != index)
+        raise ValueError(
+            f"The dataset's target_transform makes class {first[index]} of class {index}, and the soft labels keep the "
+            f"numbers of the annotator's classes. Leave it out, or annotate with a model of that order."
+        )
 
 
 def _is_label_of(label_map: LabelMap, label: Any) -> bool:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import PIL.Image
+
 from torchrelabel.data.keys import reader_key, relative_key
 from torchrelabel.transforms._loading import loading_sample
 
@@ -32,9 +34,13 @@ class TellTaleLoader:
         sample = loading_sample()
         if sample is None:
             return self._loader(path)
-        sample.read.append(partial(relative_key, path, self._root))
-        sample.opened = self._loader(path)
-        return sample.opened
+        key = partial(relative_key, path, self._root)
+        sample.read.append(key)
+        image = self._loader(path)
+        if sample.track is not None and isinstance(image, PIL.Image.Image):
+            image = sample.track(image, sample)
+        sample.opened.append((key, image))
+        return image
 
 
 class TellTaleReader:

@@ -34,8 +34,10 @@ class TrackedImage(Image.Image):
 
     @classmethod
     def of(cls, image: Image.Image, sample: LoadingSample) -> TrackedImage:
-        """Begin to track an image, which is left as it is."""
+        """Begin to track an image, which is left as it is; one that was tracked before still shows what it showed."""
         tracked = cls()
+        view = image.view if isinstance(image, cls) else sample.view
+        image = image.plain() if isinstance(image, cls) else image
         # A plain image shares its pixels, until somebody writes into them (see load). The subclasses that PIL opens
         # files with hold open files and decoders besides: their pixels are copied, and what they tell of the file.
         plain = image if type(image) is Image.Image else image.copy()
@@ -46,8 +48,8 @@ class TrackedImage(Image.Image):
         tracked.info = dict(plain.info)
         tracked.palette = plain.palette and plain.palette.copy()
         tracked.readonly = 1
-        tracked.view, tracked.sample, tracked.shown_size = sample.view, sample, plain.size
-        sample.image = tracked
+        tracked.view, tracked.sample, tracked.shown_size = view, sample, plain.size
+        sample.view, sample.image = view, tracked
         return tracked
 
     @property

@@ -25,8 +25,7 @@ def crop_label_map(label_map: LabelMap, top: int, left: int, height: int, width:
         raise UntrackedTransformError(
             f"A canvas of {h} x {w} pixels (H x W) that shows a crop was padded: top {top}, left {left}, {height} x "
             f"{width} pixels of it are asked for. They show padding where the image goes on, which a view box cannot "
-            f"express. Pad before the crop (v2.Pad, v2.RandomZoomOut, v2.RandomCrop(padding=)), or pool before it "
-            f"(PoolLabelMap)."
+            f"express. Pad before the crop (v2.Pad, v2.RandomZoomOut, v2.RandomCrop(padding=)), or leave it out."
         )
     return label_map.seen_through(label_map.view_box.crop(*box_in_canvas), (height, width))
 

@@ -23,15 +23,16 @@ def size_of(image: Any) -> tuple[int, int] | None:
 
 
 def sizes_of(image: Any) -> list[tuple[int, int]]:
-    """The sizes (H, W) that an image may have: an array has its channels first or last."""
+    """The sizes (H, W) that an image may have: it has its channels first or last."""
     if isinstance(image, PIL.Image.Image):
         return [(image.height, image.width)]
     shape = tuple(image.shape) if isinstance(image, (Tensor, np.ndarray)) else ()
     if len(shape) < 2:
         return []
-    if isinstance(image, Tensor) or len(shape) == 2:
+    if len(shape) == 2 or (isinstance(image, Tensor) and shape[-1] > 4):
         return [shape[-2:]]
-    return [shape[:2], shape[-2:]] if shape[-1] <= 4 else [shape[-2:], shape[:2]]
+    first, last = shape[-2:], shape[-3:-1]
+    return [first, last] if isinstance(image, Tensor) or shape[-1] > 4 else [last, first]
 
 
 def same_pixels(image: Any, other: Any) -> bool:
@@ -80,9 +81,10 @@ def _thumbnail(image: Any) -> Any:
         image = np.asarray(image.reduce((max(image.width // 64, 1), max(image.height // 64, 1))))
     if isinstance(image, np.ndarray):
         channels_last = image.ndim == 3 and image.shape[-1] <= 4
-        image = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1) if channels_last else image))
+        image = torch.from_numpy((image.transpose(2, 0, 1) if channels_last else image).copy())
     pixels = image.as_subclass(Tensor).detach()
-    pixels = pixels.reshape(-1, *pixels.shape[-2:])[:3]
+    pixels = pixels.reshape(-1, *pixels.shape[-2:])
+    pixels = pixels[: 3 if len(pixels) > 2 else 1]  # without the transparency of a grey image
     down, across = (max(side // 64, 1) for side in pixels.shape[-2:])
     pixels = pixels[:, down // 2 :: down, across // 2 :: across].float()
     pixels = adaptive_avg_pool2d(pixels, 16).expand(3, 16, 16).numpy()

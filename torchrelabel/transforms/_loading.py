@@ -70,6 +70,10 @@ def same_box(view_box: ViewBox) -> ViewBox:
     return view_box
 
 
+def _is_to_pil(step: Any) -> bool:
+    return type(step).__name__ == "ToPILImage"
+
+
 _WHOLE = View(None, same_box, cropped=False)
 
 
@@ -84,18 +88,20 @@ class LoadingSample:
         size: Its size (H, W), None if there is no such image.
         branched: Whether two views were taken of one image, so that nobody can tell which one was kept.
         read: What gives the key of each image that the dataset opened, where it tells; the last one was loaded.
-        opened: That image, as it was opened, where the dataset tells; None once the pipeline has run.
+        opened: These images, as they were opened, each with what gives its key; empty once the pipeline has run.
         given: Each image that the dataset gave to its own transform, as long as the pipeline runs.
+        track: What follows an image from where it is opened on; None if nobody wants to know.
         moved: The latest step that flipped or moved an image unseen, None if none did.
         flipped: The same for a flip.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, track: Callable[[Any, LoadingSample], Any] | None = None) -> None:
+        self.track = track
         self.view = _WHOLE
         self.image: Any = None
         self.branched = False
         self.read: list[Callable[[], str]] = []
-        self.opened: Any = None
+        self.opened: list[tuple[Callable[[], str], Any]] = []
         self.given: list[Any] = []
         self.moved: Any = None
         self.flipped: Any = None
@@ -114,8 +120,8 @@ class LoadingSample:
         _current.reset(self._token)
         self._size = size_of(self.image)
         # They know this sample: as a cycle, their pixels would wait for the garbage collector.
-        self.image = self.opened = None
-        self.given, self._cropped = [], []
+        self.image = None
+        self.opened, self.given, self._cropped = [], [], []
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -145,7 +151,11 @@ class LoadingSample:
                 image = step(image)
                 if not isinstance(image, Tensor) and getattr(image, "sample", None) is self:
                     # A TrackedImage: it knows best what it shows.
+                    if kind == CROP and image is given:
+                        image.view = View(image.view, same_box, cropped=True)  # it was small enough as it was
                     self.view, self.image, self.branched = image.view, image, False
+                elif self.track is not None and _is_to_pil(step) and given is self.image and not self._crops:
+                    image = self.track(image, self)
                 elif kind is not None and image is not self.image and (kind == CROP or image is not given):
                     self._unseen(step, kind, given, crops)
         return image
@@ -172,14 +182,16 @@ class LoadingSample:
                 if started is module:
                     break
             kind = kind_of(module.__class__)
-            if kind is None:
+            if kind is None or module.__class__.__module__.startswith("torch.nn."):
+                return  # layers of a network pad what is no image, or is one that the network gives back as large
+            given: Any = args[0] if args else None
+            image: Any = result[0] if isinstance(result, (tuple, list)) and result else result
+            if getattr(image, "sample", None) is self:
+                if kind == CROP and image is given:
+                    self.view = image.view = View(image.view, same_box, cropped=True)
                 return
-            given, image = (
-                next(iter(value), None) if isinstance(value, (tuple, list)) else value for value in (args, result)
-            )
-            if not sizes_of(image) or image is given or image is self.image or getattr(image, "sample", None) is self:
-                return
-            self._unseen(module, kind, given, crops)
+            if sizes_of(image) and image is not given and image is not self.image:
+                self._unseen(module, kind, given, crops)
 
         handles = [register_module_forward_pre_hook(before), register_module_forward_hook(after)]
         try:
@@ -289,25 +301,6 @@ class LoadingSample:
                     f"is unknown. Crop and resize while it is a PIL image, before it becomes a tensor and before steps "
                     f"that make a new image (ColorJitter); or pass a v2 pipeline as LabelMapDataset(..., transforms=)."
                 )
-
-    def check_same(self, image: Any, by: str) -> None:
-        """Raise if an image cannot be the one that was opened, with other colours at most.
-
-        Args:
-            image: What became of it before any transform ran.
-            by: Who made it.
-
-        Raises:
-            CropNotSeen: As said.
-        """
-        was, now = sizes_of(self.opened), sizes_of(image)
-        if not was or not now:
-            return
-        if was[0] not in now or flipped(self.opened, image) or not alike(self.opened, image):
-            raise CropNotSeen(
-                f"{by} crops, resizes or flips an image between opening and transforming it, so the label is unknown. "
-                f"Make that a part of the transform."
-            )
 
     def check_unmoved(self, result: Any, by: str) -> None:
         """Raise if an image is not the one last seen but for its colours: other in size, or flipped."""

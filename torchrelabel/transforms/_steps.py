@@ -25,8 +25,8 @@ CROP, FLIP, MOVE = "crop", "flip", "move"
 _COMPOSE = (v1.Compose, v2.Compose)
 _LISTS = (nn.Sequential, nn.ModuleList)
 
-# Modules of the steps whose names tell all that they do; of these, Lambda and RandomApply and the like do not.
-_LIBRARIES = ("torchvision.transforms.", "timm.data.")
+# Modules of the steps whose names tell all that they do; of these, Lambda and what holds other steps do not.
+_LIBRARIES = ("torchvision.transforms.", "timm.data.", "torchrelabel.transforms.")
 
 
 class Steps(NamedTuple):
@@ -62,9 +62,9 @@ def _calls(pipeline: Any) -> Iterator[Any]:
 
 
 def _is_known(step: Any) -> bool:
-    kind = type(step)
-    holds_others = hasattr(step, "lambd") or hasattr(step, "transforms") or isinstance(step, _LISTS)
-    return kind.__module__.startswith(_LIBRARIES) and not holds_others
+    library = type(step).__module__.startswith(_LIBRARIES) or type(step) in _LISTS
+    # A choice of colours is as good as one of them; which of several crops was taken, its name does not tell.
+    return library and not hasattr(step, "lambd") and all(_is_known(one) and _kind(one) is None for one in _inner(step))
 
 
 def _kind(step: Any) -> str | None:
@@ -80,10 +80,15 @@ def _is_crop(step: Any) -> bool:
         return True
     if hasattr(step, "lambd"):
         return _is_crop(step.lambd)
+    return any(map(_is_crop, _inner(step)))
+
+
+def _inner(step: Any) -> Iterator[Any]:
+    """The steps that one holds, in its attribute ``transforms`` or as a list."""
     inner = getattr(step, "transforms", step)
     if isinstance(inner, _COMPOSE):
         inner = inner.transforms
-    return isinstance(inner, (list, tuple, *_LISTS)) and any(map(_is_crop, inner))
+    return iter(inner if isinstance(inner, (list, tuple, *_LISTS)) else ())
 
 
 @cache
