@@ -932,7 +932,7 @@ def test_a_dataset_that_hides_its_transform_is_told_how_to_show_it(painted: Pain
         def __getitem__(self, index: int) -> Any:
             return self.inner[index % len(self.inner)]
 
-    with pytest.raises(CropNotSeen, match="Repeated has no attribute transform.* wrap the dataset within it"):
+    with pytest.raises(CropNotSeen, match=r"Repeated has no attribute transform.* wrap the dataset within it"):
         LabelMapDataset(Repeated(folder(painted, RANDOM)), painted.store, key=painted.keys * 2)[0]
 
 
