@@ -903,6 +903,20 @@ def test_a_target_transform_that_is_no_other_order_is_let_through(painted: Paint
     assert torch.equal(torch.get_rng_state(), states[1])
 
 
+def test_a_transform_that_cannot_be_replaced_is_named(painted: Painted) -> None:
+    class Fixed(Dataset[Any]):
+        transform = property(lambda self: RANDOM)
+
+        def __len__(self) -> int:
+            return 7
+
+        def __getitem__(self, index: int) -> Any:
+            return self.transform(picture(painted.blocks[painted.keys[index]])), index
+
+    with pytest.raises(TypeError, match="The transform of Fixed cannot be replaced"):
+        LabelMapDataset(Fixed(), painted.store, key=painted.keys)
+
+
 @pytest.mark.parametrize("kind", ["array", "tensor"])
 def test_arrays_and_tensors_that_become_images_first_are_followed(painted: Painted, kind: str) -> None:
     """The crop of the new image was not seen."""

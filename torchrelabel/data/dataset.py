@@ -509,7 +509,13 @@ def _without_transform(dataset: Any) -> tuple[Any, Callable[..., Any] | None]:
             f"{type(dataset).__name__} has a transform and wraps a dataset that has one too, whose crop would not be "
             f"seen. Give all of it to one of them."
         )
-    dataset.transform = _as_loaded
+    try:
+        dataset.transform = _as_loaded
+    except AttributeError:
+        raise TypeError(
+            f"The transform of {type(dataset).__name__} cannot be replaced, and LabelMapDataset runs it itself. Make it "
+            f"an attribute instead of a property."
+        ) from None
     if isinstance(dataset, Subset):  # with a transform of its own: what it holds still opens the images
         dataset.dataset, _ = _without_transform(dataset.dataset)
     root = root_of(dataset)
