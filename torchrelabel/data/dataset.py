@@ -513,8 +513,8 @@ def _without_transform(dataset: Any) -> tuple[Any, Callable[..., Any] | None]:
         dataset.transform = _as_loaded
     except AttributeError:
         raise TypeError(
-            f"The transform of {type(dataset).__name__} cannot be replaced, and LabelMapDataset runs it itself. Make it "
-            f"an attribute instead of a property."
+            f"The transform of {type(dataset).__name__} cannot be replaced, and LabelMapDataset runs it itself. Make "
+            f"it an attribute instead of a property."
         ) from None
     if isinstance(dataset, Subset):  # with a transform of its own: what it holds still opens the images
         dataset.dataset, _ = _without_transform(dataset.dataset)
