@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import random
 from collections.abc import Callable
 from typing import Any
@@ -335,7 +336,6 @@ PIPELINES: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a crop kept, and a crop of it thrown away": (lambda: deeper_discarded, NOT_SEEN),
     "looked at before the crop": (lambda: looked_at_first, RIGHT),
-    "turned in place": (lambda: c1(turned_in_place, v1.RandomCrop(60), v1.ToTensor()), NOT_SEEN),
     "a crop and a crop of it": (lambda: crop_and_crop_of_it, NOT_SEEN),
     "second crop after jitter": (lambda: c1(RRC(), v1.ColorJitter(0.1), RRC(), v1.ToTensor()), NOT_SEEN),
     "second crop after a quarter turn": (lambda: c1(RRC(), turned, RRC(), v1.ToTensor()), NOT_SEEN),
@@ -372,3 +372,6 @@ PIPELINES: dict[str, tuple[Callable[[], Any], str]] = {
     "a thumbnail in place kept, and a crop thrown away": (lambda: thumbnail_in_place_kept, NOT_SEEN),
     "the other crop was thrown away, to tensor": (lambda: discarded_to_tensor, NOT_SEEN),
 }
+
+if "in_place" in inspect.signature(ImageOps.exif_transpose).parameters:  # of a newer Pillow
+    PIPELINES["turned in place"] = (lambda: c1(turned_in_place, v1.RandomCrop(60), v1.ToTensor()), NOT_SEEN)
