@@ -86,7 +86,10 @@ class LabelMap(TVTensor):
             )
         # A cell out of view has the weight 0, and 0 times infinity is no number.
         if not bool(scores.isfinite().all()) or (residual is not None and not bool(residual.isfinite().all())):
-            raise ValueError("The scores and the residual of a label map are finite numbers, got NaN or infinity.")
+            raise ValueError(
+                "The scores and the residual of a label map are finite numbers, got NaN or infinity. Clamp them, or "
+                "leave the image out."
+            )
         if not isinstance(canvas_size, Sequence) or len(canvas_size) != 2 or min(canvas_size) < 1:
             raise ValueError(f"canvas_size is the (H, W) of the image in pixels, got {canvas_size!r}.")
         if not isinstance(view_box, ViewBox):

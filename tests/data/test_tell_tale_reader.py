@@ -174,6 +174,15 @@ def test_a_folder_that_skips_broken_images_gives_the_label_of_the_next(painted: 
         assert label_error(image, label) < 0.01
 
 
+def test_a_folder_that_skips_broken_images_is_refused_where_the_keys_were_given(painted: Painted) -> None:
+    """The label was that of the broken image, which key= goes on to name."""
+    break_image(painted, 3)
+    dataset = LabelMapDataset(SkipsBroken(painted.root, WHOLE), painted.store, key=painted.keys)
+    dataset[2]
+    with pytest.raises(ValueError, match=r"another image in place of number 3.*leave key= out"):
+        dataset[3]
+
+
 @pytest.mark.parametrize(
     "make",
     [lambda root: Permuted(root, WHOLE), lambda root: FromTheEnd(ImageFolder(root, WHOLE), [1, 2, 4])],

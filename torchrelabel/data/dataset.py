@@ -281,7 +281,7 @@ class LabelMapDataset(Dataset[Any]):
             )
         own = [key for key, opened in sample.opened if opened is image]
         if own or not sample.opened:
-            return own or sample.read
+            return [key for key in sample.read if key not in own] + own
         if len(sample.opened) > 1:
             raise CropNotSeen(
                 f"{name} opened {len(sample.opened)} images for one sample and gave none of them as it was, so it is "
@@ -409,7 +409,10 @@ class LabelMapDataset(Dataset[Any]):
         try:
             given = torch.as_tensor(target)
         except (TypeError, ValueError, RuntimeError):
-            raise TypeError(f"The dataset's own label is a class index, got {target!r}.") from None
+            raise TypeError(
+                f"The dataset's own label is a class index, got {target!r}. Give the dataset a target_transform that "
+                f"makes one, or leave out onehot= and missing=."
+            ) from None
         if given.numel() == 1:
             return one_hot(given.long().view(()), self.num_classes).float()
         if given.shape != (self.num_classes,):
