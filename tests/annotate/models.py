@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from torchrelabel.annotate import Annotator
+
 
 def make_model(name: str, **options: Any) -> Any:
     """Build a model of timm's whose weights, random, are the same every time, and whose classifier is not zero."""
@@ -61,3 +63,17 @@ class FourCorners(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return ``[N, 4]``."""
         return self.forward_head(self.forward_features(images))
+
+
+def four_corners(poison: float | None = None, amp: bool = False, model: FourCorners | None = None) -> Annotator:
+    return Annotator(
+        model or FourCorners(poison),
+        name="four",
+        image_size=12,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        interpolation="bilinear",
+        weights="ours",
+        device="cpu",
+        amp=amp,
+    )

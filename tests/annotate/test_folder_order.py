@@ -10,9 +10,9 @@ import timm.data
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from tests.annotate.models import FourCorners
+from tests.annotate.models import four_corners
 from torchrelabel import LabelStore
-from torchrelabel.annotate import Annotator, annotate
+from torchrelabel.annotate import annotate
 from torchrelabel.annotate.folder_order import renumbered
 from torchrelabel.cli.annotate import _words
 
@@ -26,19 +26,6 @@ def folder(tmp_path: Path) -> Path:
         (tmp_path / "train" / name).mkdir(parents=True)
         Image.new("RGB", (17, 11), colour).save(tmp_path / "train" / name / "x.png")
     return tmp_path / "train"
-
-
-def annotator() -> Annotator:
-    return Annotator(
-        FourCorners(),
-        name="four",
-        image_size=12,
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-        interpolation="bilinear",
-        weights="ours",
-        device="cpu",
-    )
 
 
 def test_both_orders_are_those_of_the_libraries(folder: Path) -> None:
@@ -61,7 +48,7 @@ def test_folders_that_have_no_other_order_are_left_alone(names: list[str]) -> No
 
 
 def test_a_checkpoint_in_timms_order_is_noticed_with_both_shares(folder: Path, tmp_path: Path) -> None:
-    summary = annotate(folder, tmp_path / "maps", model=annotator(), workers=0, progress=False)
+    summary = annotate(folder, tmp_path / "maps", model=four_corners(), workers=0, progress=False)
     assert (summary.agreement, summary.agreement_renumbered) == (0.25, 0.75)
     assert (
         "WARNING: timm numbers these folders otherwise than torchvision, and in the other order it would be 75.0%. "
@@ -70,7 +57,7 @@ def test_a_checkpoint_in_timms_order_is_noticed_with_both_shares(folder: Path, t
 
 
 def test_a_folder_read_by_timm_has_timms_order_also_in_its_names(folder: Path, tmp_path: Path) -> None:
-    summary = annotate(folder, tmp_path / "maps", model=annotator(), dataset="folder", workers=0, progress=False)
+    summary = annotate(folder, tmp_path / "maps", model=four_corners(), dataset="folder", workers=0, progress=False)
     assert (summary.agreement, summary.agreement_renumbered) == (0.75, 0.25)
     assert (
         "timm numbers these folders otherwise than torchvision, and in the other order it would be 25.0%. "

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 import torchrelabel.annotate.run
-from tests.annotate.models import FourCorners, make_folder
+from tests.annotate.models import FourCorners, four_corners, make_folder
 from torchrelabel.annotate import Annotator, annotate
 from torchrelabel.errors import SettingsDiffer, StoreError, StoreInUse, TorchRelabelError
 from torchrelabel.store import LabelStore, LabelStoreWriter
@@ -25,20 +25,6 @@ from torchrelabel.store.layout import fingerprint
 from torchrelabel.store.verify import verify
 
 KEYS = [f"{'rgbk'[number % 4]}/{number:02}.png" for number in range(60)]
-
-
-def four_corners(poison: float | None = None, amp: bool = False, model: FourCorners | None = None) -> Annotator:
-    return Annotator(
-        model or FourCorners(poison),
-        name="four",
-        image_size=12,
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-        interpolation="bilinear",
-        weights="ours",
-        device="cpu",
-        amp=amp,
-    )
 
 
 def run(data: Path, output: Path, **options: Any) -> Any:
