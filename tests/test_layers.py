@@ -13,7 +13,7 @@ PACKAGE = Path(torchrelabel.__file__).parent
 
 # A part may import from its own floor and from those above it.
 FLOORS = [
-    {"errors", "view_box", "_version"},
+    {"errors", "view_box", "calibration", "_version"},
     {"label_map", "store"},
     {"pooling"},
     {"transforms", "targets"},

@@ -11,13 +11,23 @@ from torch import Tensor
 from torch.utils.data._utils.collate import default_collate_fn_map
 from torchvision.tv_tensors import TVTensor
 
+from torchrelabel.calibration import Calibration
 from torchrelabel.view_box import ViewBox
 
 __all__ = ["SCORE_KINDS", "LabelMap", "LabelMapBatch"]
 
 SCORE_KINDS = ("logit", "probability")
 
-_METADATA = ("classes", "residual", "num_classes", "canvas_size", "view_box", "score_kind")
+_METADATA = (
+    "classes",
+    "residual",
+    "num_classes",
+    "canvas_size",
+    "view_box",
+    "score_kind",
+    "image_scores",
+    "calibration",
+)
 
 
 class LabelMap(TVTensor):
@@ -39,6 +49,8 @@ class LabelMap(TVTensor):
             maps have none.
         view_box: The part of the annotated image that the canvas shows, by default all of it.
         score_kind: ``"logit"`` or ``"probability"``.
+        image_scores: ``[C]``: the logits of the whole image, where the annotator was asked for them.
+        calibration: How labels follow from both, as fitted to the annotator; needs ``image_scores``.
 
     Raises:
         TypeError: If the scores are not floating point or the classes not integers.
@@ -61,6 +73,8 @@ class LabelMap(TVTensor):
     canvas_size: tuple[int, int]
     view_box: ViewBox
     score_kind: str
+    image_scores: Tensor | None
+    calibration: Calibration | None
 
     def __new__(
         cls,
@@ -72,12 +86,16 @@ class LabelMap(TVTensor):
         residual: Any = None,
         view_box: ViewBox = ViewBox(),  # noqa: B008 -- it is immutable
         score_kind: str = "logit",
+        image_scores: Any = None,
+        calibration: Calibration | None = None,
     ) -> LabelMap:
         scores = torch.as_tensor(scores)
         classes = torch.as_tensor(classes, device=scores.device)
         if residual is not None:
             residual = torch.as_tensor(residual, device=scores.device)
-        _check_parts(scores, classes, residual, num_classes, score_kind)
+        if image_scores is not None:
+            image_scores = torch.as_tensor(image_scores, device=scores.device)
+        _check_parts(scores, classes, residual, num_classes, score_kind, image_scores, calibration)
         lowest, highest = (int(bound) for bound in classes.long().aminmax())
         if lowest < 0 or highest >= num_classes:
             raise ValueError(
@@ -85,17 +103,20 @@ class LabelMap(TVTensor):
                 f"got {lowest if lowest < 0 else highest}."
             )
         # A cell out of view has the weight 0, and 0 times infinity is no number.
-        if not bool(scores.isfinite().all()) or (residual is not None and not bool(residual.isfinite().all())):
-            raise ValueError(
-                "The scores and the residual of a label map are finite numbers, got NaN or infinity. Clamp them, or "
-                "leave the image out."
-            )
+        for numbers in (scores, residual, image_scores):
+            if numbers is not None and not bool(numbers.isfinite().all()):
+                raise ValueError(
+                    "The scores and the residual of a label map are finite numbers, got NaN or infinity. Clamp them, "
+                    "or leave the image out."
+                )
         if not isinstance(canvas_size, Sequence) or len(canvas_size) != 2 or min(canvas_size) < 1:
             raise ValueError(f"canvas_size is the (H, W) of the image in pixels, got {canvas_size!r}.")
         if not isinstance(view_box, ViewBox):
             raise TypeError(f"view_box must be a ViewBox, got {view_box!r}.")
         canvas_size = (int(canvas_size[0]), int(canvas_size[1]))
-        return cls._unchecked(scores, classes, residual, int(num_classes), canvas_size, view_box, score_kind)
+        return cls._unchecked(
+            scores, classes, residual, int(num_classes), canvas_size, view_box, score_kind, image_scores, calibration
+        )
 
     @classmethod
     def _unchecked(
@@ -107,6 +128,8 @@ class LabelMap(TVTensor):
         canvas_size: tuple[int, int],
         view_box: ViewBox,
         score_kind: str,
+        image_scores: Tensor | None = None,
+        calibration: Calibration | None = None,
     ) -> LabelMap:
         """A map from parts that are known to agree: of another map, or of a store, which checked them on writing."""
         label_map: LabelMap = scores.as_subclass(cls)
@@ -116,6 +139,8 @@ class LabelMap(TVTensor):
         label_map.canvas_size = canvas_size
         label_map.view_box = view_box
         label_map.score_kind = score_kind
+        label_map.image_scores = image_scores
+        label_map.calibration = calibration
         return label_map
 
     @property
@@ -139,6 +164,8 @@ class LabelMap(TVTensor):
             canvas_size or self.canvas_size,
             view_box,
             self.score_kind,
+            self.image_scores,
+            self.calibration,
         )
 
     # clone, to, detach and requires_grad_ return what this method makes of their plain result. The base class would
@@ -154,11 +181,20 @@ class LabelMap(TVTensor):
             return output
         non_blocking = bool((kwargs or {}).get("non_blocking", False))
         classes = source.classes.to(output.device, non_blocking=non_blocking)
-        residual = source.residual
-        if residual is not None:
-            residual = residual.to(output.device, output.dtype, non_blocking=non_blocking)
+        residual, image_scores = (
+            part if part is None else part.to(output.device, output.dtype, non_blocking=non_blocking)
+            for part in (source.residual, source.image_scores)
+        )
         return cls._unchecked(
-            output, classes, residual, source.num_classes, source.canvas_size, source.view_box, source.score_kind
+            output,
+            classes,
+            residual,
+            source.num_classes,
+            source.canvas_size,
+            source.view_box,
+            source.score_kind,
+            image_scores,
+            source.calibration,
         )
 
     @classmethod
@@ -172,6 +208,7 @@ class LabelMap(TVTensor):
         cloned: LabelMap = super().clone(memory_format=memory_format)
         cloned.classes = self.classes.clone()
         cloned.residual = None if self.residual is None else self.residual.clone()
+        cloned.image_scores = None if self.image_scores is None else self.image_scores.clone()
         return cloned
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LabelMap:
@@ -183,7 +220,9 @@ class LabelMap(TVTensor):
 
     def pin_memory(self, device: Any = None) -> LabelMap:
         """A copy in page-locked memory, from which copies to a GPU are asynchronous."""
-        residual = None if self.residual is None else self.residual.pin_memory()
+        residual, image_scores = (
+            part if part is None else part.pin_memory() for part in (self.residual, self.image_scores)
+        )
         return self._unchecked(
             self.scores.pin_memory(),
             self.classes.pin_memory(),
@@ -192,14 +231,16 @@ class LabelMap(TVTensor):
             self.canvas_size,
             self.view_box,
             self.score_kind,
+            image_scores,
+            self.calibration,
         )
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         k, h, w = self.shape
         return (
             f"LabelMap({k} of {self.num_classes} classes in {h} x {w} cells, score_kind={self.score_kind!r}, "
-            f"residual={'yes' if self.residual is not None else 'no'}, canvas_size={self.canvas_size}, "
-            f"view_box={tuple(self.view_box)})"
+            f"residual={_yes(self.residual)}, image_scores={_yes(self.image_scores)}, "
+            f"calibration={_yes(self.calibration)}, canvas_size={self.canvas_size}, view_box={tuple(self.view_box)})"
         )
 
 
@@ -219,6 +260,8 @@ class LabelMapBatch:
         canvas_sizes: ``(H, W)`` in pixels for each map.
         residual: ``[B, h, w]`` or None.
         score_kind: ``"logit"`` or ``"probability"``.
+        image_scores: ``[B, C]`` or None.
+        calibration: Of all of them, or None.
 
     Raises:
         TypeError, ValueError: As :class:`LabelMap`, but for the numbers of the classes: to look at them would wait for
@@ -235,6 +278,8 @@ class LabelMapBatch:
         canvas_sizes: Sequence[tuple[int, int]],
         residual: Tensor | None = None,
         score_kind: str = "logit",
+        image_scores: Tensor | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         if scores.ndim != 4:
             raise ValueError(f"The scores of a batch of label maps are [B, K, h, w], got shape {tuple(scores.shape)}.")
@@ -243,7 +288,7 @@ class LabelMapBatch:
                 f"A batch of {scores.shape[0]} label maps needs as many view boxes [B, 4] and canvas sizes, "
                 f"got {tuple(view_boxes.shape)} and {len(canvas_sizes)}."
             )
-        _check_parts(scores, classes, residual, num_classes, score_kind, batch=True)
+        _check_parts(scores, classes, residual, num_classes, score_kind, image_scores, calibration, batch=True)
         self.scores = scores
         self.classes = classes
         self.residual = residual
@@ -251,6 +296,8 @@ class LabelMapBatch:
         self.view_boxes = view_boxes
         self.canvas_sizes = tuple(canvas_sizes)
         self.score_kind = score_kind
+        self.image_scores = image_scores
+        self.calibration = calibration
 
     @classmethod
     def stack(cls, label_maps: Sequence[LabelMap]) -> LabelMapBatch:
@@ -268,6 +315,8 @@ class LabelMapBatch:
                 ("num_classes", label_map.num_classes, first.num_classes),
                 ("score_kind", label_map.score_kind, first.score_kind),
                 ("a residual", label_map.residual is not None, first.residual is not None),
+                ("image_scores", label_map.image_scores is not None, first.image_scores is not None),
+                ("calibration", label_map.calibration, first.calibration),
             ):
                 if here != there:
                     raise ValueError(
@@ -275,6 +324,7 @@ class LabelMapBatch:
                         f"Pool each map before collating instead (LabelMapDataset(..., pooling=LabelPooling()))."
                     )
         residuals = [label_map.residual for label_map in label_maps if label_map.residual is not None]
+        image_scores = [label_map.image_scores for label_map in label_maps if label_map.image_scores is not None]
         return cls(
             torch.stack([label_map.scores for label_map in label_maps]),
             torch.stack([label_map.classes for label_map in label_maps]),
@@ -285,6 +335,8 @@ class LabelMapBatch:
             canvas_sizes=[label_map.canvas_size for label_map in label_maps],
             residual=torch.stack(residuals) if residuals else None,
             score_kind=first.score_kind,
+            image_scores=torch.stack(image_scores) if image_scores else None,
+            calibration=first.calibration,
         )
 
     @property
@@ -316,6 +368,8 @@ class LabelMapBatch:
                 self.canvas_sizes[index],
                 ViewBox(*self.view_boxes[index].tolist()),
                 self.score_kind,
+                None if self.image_scores is None else self.image_scores[index],
+                self.calibration,
             )
         kept = torch.arange(len(self))[index.cpu() if isinstance(index, Tensor) else index]
         return self._with(lambda part: part[index], [self.canvas_sizes[i] for i in kept.tolist()])
@@ -354,18 +408,17 @@ class LabelMapBatch:
             canvas_sizes=canvas_sizes,
             residual=None if self.residual is None else change(self.residual),
             score_kind=self.score_kind,
+            image_scores=None if self.image_scores is None else change(self.image_scores),
+            calibration=self.calibration,
         )
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, LabelMapBatch):
             return NotImplemented
-        same_residual = (
-            torch.equal(self.residual, other.residual)
-            if self.residual is not None and other.residual is not None
-            else self.residual is other.residual
-        )
         return (
-            same_residual
+            _same(self.residual, other.residual)
+            and _same(self.image_scores, other.image_scores)
+            and self.calibration == other.calibration
             and self.num_classes == other.num_classes
             and self.score_kind == other.score_kind
             and self.canvas_sizes == other.canvas_sizes
@@ -381,9 +434,18 @@ class LabelMapBatch:
         b, k, h, w = self.scores.shape
         return (
             f"LabelMapBatch({b} maps, {k} of {self.num_classes} classes in {h} x {w} cells, "
-            f"score_kind={self.score_kind!r}, residual={'yes' if self.residual is not None else 'no'}, "
+            f"score_kind={self.score_kind!r}, residual={_yes(self.residual)}, "
+            f"image_scores={_yes(self.image_scores)}, calibration={_yes(self.calibration)}, "
             f"device={str(self.device)!r})"
         )
+
+
+def _yes(part: Any) -> str:
+    return "no" if part is None else "yes"
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
 
 
 def _check_parts(
@@ -392,6 +454,8 @@ def _check_parts(
     residual: Tensor | None,
     num_classes: int,
     score_kind: str,
+    image_scores: Tensor | None,
+    calibration: Calibration | None,
     *,
     batch: bool = False,
 ) -> None:
@@ -418,6 +482,17 @@ def _check_parts(
         raise ValueError(f"score_kind is one of {', '.join(map(repr, SCORE_KINDS))}, got {score_kind!r}.")
     if num_classes < k:
         raise ValueError(f"A label map cannot keep {k} classes a cell out of {num_classes}.")
+    if image_scores is not None:
+        shape = (*scores.shape[:-3], num_classes)
+        if not image_scores.is_floating_point() or image_scores.shape != shape:
+            raise ValueError(
+                f"The image_scores of {what} are floating point, [{first}C] = {shape}, got {image_scores.dtype} "
+                f"{tuple(image_scores.shape)}."
+            )
+        if score_kind != "logit":
+            raise ValueError(f"The image_scores of {what} are logits, and its score_kind is {score_kind!r}.")
+    if calibration is not None and (image_scores is None or (residual is None and k < num_classes)):
+        raise ValueError(f"The calibration of {what} needs its image_scores, and its residual unless K = C.")
 
 
 def _collate_label_maps(batch: Sequence[LabelMap], *, collate_fn_map: Mapping[Any, Any] | None = None) -> LabelMapBatch:

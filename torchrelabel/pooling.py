@@ -15,7 +15,7 @@ from torchrelabel.label_map import LabelMap, LabelMapBatch
 
 __all__ = ["LabelPooling", "dense_scores", "pool_dense"]
 
-_FILLS = ("zero", "residual")
+_FILLS = ("auto", "zero", "residual")
 _ACTIVATIONS = ("auto", "softmax", "argmax", None)
 
 # RoIAlign takes as many samples along a side as it has cells, rounded up, so that by a rounding error a side of just
@@ -36,7 +36,10 @@ class LabelPooling(nn.Module):
         output_size: 1 for one label an image, or ``(gh, gw)`` for a label for each token of a grid on the canvas,
             flipped as the view is.
         fill: What the classes not kept in a cell count as. ``"zero"``: logit 0, the paper's method. ``"residual"``:
-            they share the cell's residual equally, so that no probability is invented.
+            they share the cell's residual equally, so that no probability is invented. ``"auto"``: where maps have a
+            :class:`~torchrelabel.calibration.Calibration`, as those of ``torchrelabel annotate`` have, they share the
+            residual as they do in the whole image, and the pooled logits are joined with those of the whole image as
+            fitted to the annotator; where they have none, ``"zero"``.
         temperature: Divides the pooled logits before the softmax. One is the paper's. Probabilities have none.
         activation: ``"auto"``: softmax for logits, and probabilities pooled as they are and normalised to sum to one.
             ``"softmax"`` demands logits. ``"argmax"``: a one-hot label (the paper's "localized single-label"). None:
@@ -64,7 +67,7 @@ class LabelPooling(nn.Module):
     def __init__(
         self,
         output_size: int | Sequence[int] = 1,
-        fill: str = "zero",
+        fill: str = "auto",
         temperature: float = 1.0,
         activation: str | None = "auto",
     ) -> None:
@@ -84,6 +87,9 @@ class LabelPooling(nn.Module):
         """See the class."""
         _check_type(label_maps)
         pooled = self._pool(label_maps, _cell_weights(label_maps, self.output_size))
+        if self._calibrated(label_maps):
+            shown = _visible_area(label_maps) / math.prod(self.output_size)
+            pooled = _joined(label_maps, pooled, shown[:, None])
         if self.output_size == (1, 1):
             pooled = pooled[:, 0]
         else:
@@ -91,12 +97,13 @@ class LabelPooling(nn.Module):
         label = self.activate(pooled, label_maps.score_kind)
         return label if isinstance(label_maps, LabelMapBatch) else label[0]
 
-    def pool_cells(self, label_maps: LabelMap | LabelMapBatch, weights: Tensor) -> Tensor:
+    def pool_cells(self, label_maps: LabelMap | LabelMapBatch, weights: Tensor, area: Tensor) -> Tensor:
         """The pooled scores of a region that is no box, from how much each cell counts in it.
 
         Args:
             label_maps: One map, or a batch of them.
             weights: ``[h, w]``, or ``[B, h, w]`` for a batch, summing to one.
+            area: The share of the annotated image that the region covers, ``[]`` or ``[B]``.
 
         Returns:
             ``[C]`` or ``[B, C]``, float32, before the activation.
@@ -105,9 +112,14 @@ class LabelPooling(nn.Module):
             ValueError: If ``fill="residual"`` and there is no residual.
         """
         _check_type(label_maps)
-        if isinstance(label_maps, LabelMapBatch):
-            return self._pool(label_maps, weights.flatten(1)[:, None])[:, 0]
-        return self._pool(label_maps, weights.reshape(1, 1, -1))[0, 0]
+        batched = isinstance(label_maps, LabelMapBatch)
+        pooled = self._pool(label_maps, weights.flatten(1)[:, None] if batched else weights.reshape(1, 1, -1))
+        if self._calibrated(label_maps):
+            pooled = _joined(label_maps, pooled, area.reshape(-1, 1))
+        return pooled[:, 0] if batched else pooled[0, 0]
+
+    def _calibrated(self, label_maps: LabelMap | LabelMapBatch) -> bool:
+        return self.fill == "auto" and label_maps.calibration is not None
 
     def _pool(self, label_maps: LabelMap | LabelMapBatch, weights: Tensor) -> Tensor:
         """Sum the scores of each class over the cells, weighted by ``[B, T, h * w]`` for T tokens: ``[B, T, C]``."""
@@ -115,7 +127,16 @@ class LabelPooling(nn.Module):
         k, num_classes = label_maps.scores.shape[-3], label_maps.num_classes
         scores = label_maps.scores.float().reshape(b, 1, k, cells)
         pooled = scores.new_zeros(b, tokens, num_classes)
-        if self.fill == "residual" and k < num_classes:
+        if k == num_classes:
+            pass  # every class is kept
+        elif self._calibrated(label_maps):
+            of_image, base = _tail(label_maps)
+            base = base.reshape(b, 1, cells)
+            pooled = pooled + of_image.reshape(b, 1, num_classes) * weights.sum(2, keepdim=True)
+            pooled = pooled + (weights * base).sum(2, keepdim=True)
+            kept = label_maps.classes.long().reshape(b, k * cells)
+            scores = scores - base[:, None] - of_image.gather(1, kept).reshape(b, 1, k, cells)
+        elif self.fill == "residual":
             base = _share_of_residual(label_maps, num_classes - k).reshape(b, 1, cells)
             pooled = pooled + (weights * base).sum(2, keepdim=True)
             scores = scores - base[:, None]
@@ -153,7 +174,7 @@ class LabelPooling(nn.Module):
         )
 
 
-def dense_scores(label_maps: LabelMap | LabelMapBatch, fill: str = "zero") -> Tensor:
+def dense_scores(label_maps: LabelMap | LabelMapBatch, fill: str = "auto") -> Tensor:
     """Write label maps out as dense ones: a score for every class in every cell.
 
     Args:
@@ -170,7 +191,12 @@ def dense_scores(label_maps: LabelMap | LabelMapBatch, fill: str = "zero") -> Te
     scores, others = label_maps.scores, label_maps.num_classes - label_maps.scores.shape[-3]
     batch, grid = scores.shape[:-3], scores.shape[-2:]
     dense = scores.new_zeros(*batch, label_maps.num_classes, *grid, dtype=torch.float32)
-    if fill == "residual" and others > 0:
+    if others == 0:
+        pass  # every class is kept
+    elif fill == "auto" and label_maps.calibration is not None:
+        of_image, base = _tail(label_maps)
+        dense += base.reshape(*batch, 1, *grid) + of_image.reshape(*batch, -1, 1, 1)
+    elif fill == "residual":
         dense += _share_of_residual(label_maps, others).unsqueeze(-3)
     return dense.scatter_(-3, label_maps.classes.long(), scores.float())
 
@@ -198,6 +224,10 @@ def pool_dense(label_maps: LabelMap | LabelMapBatch, pooling: LabelPooling | Non
     columns = _parts_of_one(view_box.x1, view_box.x2, w, gw)
     boxes_in_map = dense.new_tensor([(0, x1, y1, x2, y2) for y1, y2 in rows for x1, x2 in columns])
     pooled = roi_align(dense[None], boxes_in_map, (1, 1), aligned=True, sampling_ratio=-1)  # [gh * gw, C, 1, 1]
+    if pooling._calibrated(label_maps):
+        x1, y1, x2, y2 = (min(max(end, 0.0), 1.0) for end in view_box)
+        of_map, of_image = label_maps.calibration.weights(abs((x2 - x1) * (y2 - y1)) / (gh * gw))  # type: ignore[union-attr]
+        pooled = of_map * pooled + of_image * label_maps.image_scores.float()[:, None, None]  # type: ignore[union-attr]
     pooled = pooled.reshape(gh, gw, -1).permute(2, 0, 1)
     if pooling.output_size == (1, 1):
         pooled = pooled[:, 0, 0]
@@ -221,6 +251,51 @@ def _share_of_residual(label_maps: LabelMap | LabelMapBatch, others: int) -> Ten
         )
     residual = label_maps.residual.float()
     return residual / others if label_maps.score_kind == "probability" else residual - math.log(others)
+
+
+def _tail(label_maps: LabelMap | LabelMapBatch) -> tuple[Tensor, Tensor]:
+    """The logits that the classes not kept in a cell have, which share its residual as they do in the whole image.
+
+    Returns:
+        ``[B, C]`` and ``[B, h * w]``: the logit of a class in a cell is the sum of the two.
+    """
+    if label_maps.residual is None or label_maps.image_scores is None:
+        raise ValueError("Calibrated maps have a residual and image_scores, and these lack one.")
+    of_image = label_maps.image_scores.float().reshape(-1, label_maps.num_classes)
+    b, k = len(of_image), label_maps.scores.shape[-3]
+    of_image = of_image.log_softmax(1)
+    kept = label_maps.classes.long().reshape(b, -1)
+    share_kept = of_image.gather(1, kept).exp().reshape(b, k, -1).sum(1)
+    # Single precision leaves nothing of a rest below this; such an image is sure of what the cell keeps.
+    rest = (1 - share_kept).clamp(min=1e-6).log()
+    return of_image, label_maps.residual.float().reshape(b, -1) - rest
+
+
+def _joined(label_maps: LabelMap | LabelMapBatch, pooled: Tensor, area: Tensor) -> Tensor:
+    """The logits of crops, ``[B, T, C]``, from those pooled of the map, of ``area`` ``[B, 1]`` of the image.
+
+    Where nothing of the image is to be seen, all classes get the same.
+    """
+    calibration, image_scores = label_maps.calibration, label_maps.image_scores
+    assert calibration is not None
+    assert image_scores is not None  # without which there is no calibration
+    log_area = area.clamp(calibration.smallest_area, 1).log()
+    powers = [log_area**power for power in range(len(calibration.map_weights))]
+    of_map, of_image = (
+        sum(weight * power for weight, power in zip(weights, powers, strict=True)) * (area > 0)
+        for weights in (calibration.map_weights, calibration.image_weights)
+    )
+    of_whole = image_scores.float().reshape(len(pooled), 1, -1)
+    return of_map[..., None] * pooled + of_image[..., None] * of_whole
+
+
+def _visible_area(label_maps: LabelMap | LabelMapBatch) -> Tensor:
+    """The share of the annotated image that is in view, ``[B]``."""
+    if isinstance(label_maps, LabelMapBatch):
+        ends = label_maps.view_boxes.float().clamp(0, 1)
+        return (ends[:, 2:] - ends[:, :2]).prod(1).abs()
+    x1, y1, x2, y2 = (min(max(end, 0.0), 1.0) for end in label_maps.view_box)
+    return torch.tensor([abs((x2 - x1) * (y2 - y1))], device=label_maps.device)
 
 
 def _cell_weights(label_maps: LabelMap | LabelMapBatch, output_size: tuple[int, int]) -> Tensor:

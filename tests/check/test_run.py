@@ -23,8 +23,8 @@ from tests.check.colours import (
 )
 from torchrelabel import LabelPooling, LabelStore, LabelStoreWriter, MissingLabelMap, ViewBox
 from torchrelabel.annotate import annotate
+from torchrelabel.annotate.crops import draw_crops, pool_crops
 from torchrelabel.check import check
-from torchrelabel.check.crops import draw_crops, pool_crops
 from torchrelabel.check.run import _class_table
 from torchrelabel.check.words import words
 from torchrelabel.data.records import label_map_of

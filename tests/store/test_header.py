@@ -1,6 +1,7 @@
 import msgpack
 import pytest
 
+from torchrelabel.calibration import Calibration
 from torchrelabel.errors import StoreError
 from torchrelabel.store import header as header_module
 from torchrelabel.store.header import StoreHeader, read_header, write_header
@@ -111,9 +112,9 @@ def test_another_format_is_refused_by_its_name():
         StoreHeader.from_bytes(msgpack.packb({**fields_of(StoreHeader(5, 2)), "format": "zip"}))
 
 
-@pytest.mark.parametrize("version", [2, 0, "1", None])
+@pytest.mark.parametrize("version", [3, 0, "1", None])
 def test_a_later_version_is_refused_naming_both(version):
-    said = rf"its format version is {version!r}, and this release of torchrelabel reads up to version 1; update"
+    said = rf"its format version is {version!r}, and this release of torchrelabel reads up to version 2; update"
     with pytest.raises(ValueError, match=said):
         StoreHeader.from_bytes(msgpack.packb({"format": "torchrelabel.store", "version": version}))
 
@@ -227,3 +228,53 @@ def test_of_long_tables_only_entries_that_differ_are_shown():
     said = headers[0].differences(headers[1])
     assert said[0] == "class_names[990]: 'class 990', now 'CLASS 990'"
     assert said[7:] == ["class_names[997]: 'class 997', now 'CLASS 997'", "and 2 more"]
+
+
+def test_a_store_without_scores_for_whole_images_is_of_the_first_version():
+    header = StoreHeader(num_classes=20, top_k=3)
+    fields = msgpack.unpackb(header.to_bytes())
+    assert (header.format_version, fields["version"]) == (1, 1)
+    assert not {"image_top_k", "calibration"} & fields.keys()
+
+
+def test_a_header_of_the_second_version_survives_with_its_calibration():
+    calibration = Calibration((0.5, -0.25), (0.125, 2.0), 0.0625, {"kl": 0.5})
+    header = StoreHeader(num_classes=20, top_k=3, residual=True, image_top_k=7, calibration=calibration)
+    fields = msgpack.unpackb(header.to_bytes())
+    assert (fields["version"], fields["image_top_k"]) == (2, 7)
+    assert fields["calibration"] == {
+        "rule": "log-linear",
+        "map_weights": [0.5, -0.25],
+        "image_weights": [0.125, 2.0],
+        "smallest_area": 0.0625,
+        "fit": {"kl": 0.5},
+    }
+    assert header.as_read() == header
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"image_top_k": 21}, "image_top_k is 0 to num_classes = 20, got 21"),
+        ({"image_top_k": 5, "score_kind": "probability"}, "needs score_kind='logit'"),
+        ({"calibration": Calibration((1.0,), (0.0,), 0.5)}, "a calibration needs scores for the whole image"),
+    ],
+)
+def test_scores_for_whole_images_that_cannot_be_are_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        StoreHeader(**{"num_classes": 20, "top_k": 3, **changes})
+
+
+@pytest.mark.parametrize(
+    "field, value, words",
+    [
+        ("version", 1, "its format version is 1, and image_top_k=7 is of version 2"),
+        ("calibration", {"rule": "a later one"}, "calibrated for the rule 'a later one'.*update torchrelabel"),
+        ("calibration", {"rule": "log-linear"}, "its calibration is incomplete"),
+        ("calibration", [1, 2], "a calibration is a map, got list"),
+    ],
+)
+def test_a_header_that_says_two_things_of_whole_images_is_refused(field, value, words):
+    fields = msgpack.unpackb(StoreHeader(num_classes=20, top_k=3, image_top_k=7).to_bytes())
+    with pytest.raises(ValueError, match=words):
+        StoreHeader.from_bytes(msgpack.packb(fields | {field: value}))

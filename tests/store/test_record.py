@@ -161,7 +161,7 @@ def test_every_truncation_is_noticed():
 @pytest.mark.parametrize(
     "body, said",
     [
-        (struct.pack("<HHB", 7, 5, 2), "its flags are 0x02, and this version knows only 0x01"),
+        (struct.pack("<HHB", 7, 5, 2), "its flags are 0x02, and a store of this version knows only 0x01"),
         (struct.pack("<HHB", 0, 5, 0), "its grid is 0 x 5"),
         (struct.pack("<HHB", 7, 0, 0), "its grid is 7 x 0"),
         (struct.pack("<HHB", 65535, 65535, 0), "its grid is 65535 x 65535, and K x h x w must be 1 to 67108864"),
@@ -224,3 +224,111 @@ def test_scores_may_be_any_float(dtype):
     scores, classes, _ = make_map()
     back = unpack_record(PLAIN, NAME, memoryview(pack_record(PLAIN, NAME, scores.astype(dtype), classes)))
     assert_array_equal(back.scores, scores.astype(np.float16).astype(np.float32))
+
+
+WITH_IMAGE = StoreHeader(num_classes=20, top_k=3, residual=True, image_top_k=20)
+OF_IMAGE = np.linspace(-2, 4.3, 20)[::-1]  # 64 steps of a tenth
+
+
+def test_the_scores_of_a_whole_image_are_byte_exact():
+    record = pack_record(WITH_IMAGE, NAME, *make_map(residual=True), image_scores=OF_IMAGE)
+    (length,) = struct.unpack_from("<I", record, 9)
+    section = record[13 : 13 + length]
+    assert record[8] == 2
+    assert struct.unpack_from("<2f", section) == (-2.0, np.float32(4.3))
+    steps = zlib.decompress(section[8:], wbits=-15)
+    assert list(steps) == [round(63 * place / 19) for place in range(19, -1, -1)]
+    unread = unpack_record(HEADER, NAME, memoryview(pack_record(HEADER, NAME, *make_map(residual=True))))
+    assert_array_equal(unpack_record(WITH_IMAGE, NAME, memoryview(record)).scores, unread.scores)
+
+
+def test_the_scores_of_a_whole_image_come_back_to_half_a_step():
+    record = pack_record(WITH_IMAGE, NAME, *make_map(residual=True), image_scores=OF_IMAGE)
+    got = unpack_record(WITH_IMAGE, NAME, memoryview(record)).image_scores
+    assert got.shape == (20,) and got.dtype == np.float32
+    assert np.abs(got - OF_IMAGE).max() <= 6.3 / 63 / 2 + 1e-6
+    assert np.abs(got - OF_IMAGE).max() > 1e-3  # that they are rounded at all
+
+
+@pytest.mark.parametrize("num_classes", [20, 70000])
+def test_classes_beyond_the_best_of_a_whole_image_share_what_they_come_to(num_classes):
+    header = StoreHeader(num_classes=num_classes, top_k=3, residual=True, image_top_k=4)
+    scores = np.random.default_rng(0).permutation(np.linspace(-3, 6, num_classes))
+    record = pack_record(header, NAME, *make_map(residual=True), image_scores=scores)
+    got = unpack_record(header, NAME, memoryview(record)).image_scores.astype(np.float64)
+    best = np.argsort(scores)[-4:]
+    others = np.setdiff1d(np.arange(num_classes), best)
+    assert np.abs(got[best] - scores[best]).max() <= 9 / 63 / 2
+    assert len(set(got[others])) == 1
+    assert np.exp(got[others]).sum() == pytest.approx(np.exp(scores[others]).sum(), rel=1e-5)
+
+
+def test_scores_of_a_whole_image_that_are_all_the_same_come_back():
+    record = pack_record(WITH_IMAGE, NAME, *make_map(residual=True), image_scores=np.full(20, 1.5))
+    assert_array_equal(unpack_record(WITH_IMAGE, NAME, memoryview(record)).image_scores, np.full(20, 1.5, np.float32))
+
+
+@pytest.mark.parametrize(
+    "scores, words",
+    [
+        (None, r"image_top_k=20\), got None: give image_scores="),
+        (np.ones(19), r"are \[C\] = \[20\], got shape \[19\]"),
+        (np.ones(20, int), "are floats, got dtype int"),
+        (np.full(20, np.nan), "must be finite float32 numbers, got nan"),
+    ],
+)
+def test_scores_of_a_whole_image_that_do_not_fit_are_refused(scores, words):
+    with pytest.raises(ValueError, match=words):
+        pack_record(WITH_IMAGE, NAME, *make_map(residual=True), image_scores=scores)
+
+
+def test_a_store_without_scores_of_whole_images_takes_none():
+    with pytest.raises(ValueError, match=r"keeps no scores for the whole image \(image_top_k=0\)"):
+        pack_record(HEADER, NAME, *make_map(residual=True), image_scores=np.ones(20))
+
+
+def _damaged(change):
+    """A record with 4 of 20 classes of the whole image, whose section ``change`` alters."""
+    header = StoreHeader(num_classes=20, top_k=3, residual=True, image_top_k=4)
+    record = pack_record(header, NAME, *make_map(residual=True), image_scores=OF_IMAGE)
+    (length,) = struct.unpack_from("<I", record, 9)
+    section = change(record[13 : 13 + length])
+    body = record[4:9] + struct.pack("<I", len(section)) + section + record[13 + length :]
+    return header, signed(NAME, body)
+
+
+def _deflated(levels):
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return deflate.compress(bytes(levels)) + deflate.flush()
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda section: section[:10], "have 10 bytes, and need at least 20"),
+        (lambda section: section[:20] + _deflated([1, 2, 3]), "must inflate to exactly 4 bytes"),
+        (lambda section: section[:20] + _deflated([1, 2, 3, 4, 5]), "must inflate to exactly 4 bytes"),
+        (lambda section: section[:20] + _deflated([1, 2, 3, 64]), "is step 64 of 63"),
+        (lambda section: section[:20] + b"\xff\xff", "do not inflate"),
+        (lambda section: section[:12] + struct.pack("<4H", 3, 2, 5, 6) + section[20:], "ascending classes below 20"),
+        (lambda section: section[:12] + struct.pack("<4H", 1, 2, 5, 20) + section[20:], "ascending classes below 20"),
+        (lambda section: section[:8] + struct.pack("<f", np.nan) + section[12:], "ascending classes below 20"),
+        (lambda section: struct.pack("<2f", 2, 1) + section[8:], "from its smaller to its larger"),
+    ],
+)
+def test_damaged_scores_of_a_whole_image_are_noticed(change, words):
+    header, record = _damaged(change)
+    with pytest.raises(DamagedRecord, match=words):
+        unpack_record(header, NAME, memoryview(record))
+
+
+def test_a_record_without_its_scores_of_the_whole_image_is_damaged():
+    record = pack_record(HEADER, NAME, *make_map(residual=True))
+    with pytest.raises(DamagedRecord, match="has no scores for the whole image"):
+        unpack_record(WITH_IMAGE, NAME, memoryview(record))
+
+
+def test_a_record_of_the_first_version_has_no_scores_of_the_whole_image():
+    record = pack_record(WITH_IMAGE, NAME, *make_map(residual=True), image_scores=OF_IMAGE)
+    with pytest.raises(DamagedRecord, match="its flags are 0x02, and a store of this version knows only 0x01"):
+        unpack_record(HEADER, NAME, memoryview(record))

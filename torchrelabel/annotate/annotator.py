@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import difflib
 import hashlib
+import math
 import os
 import pickle
 import sys
@@ -35,11 +36,13 @@ class TopScores(NamedTuple):
         scores: Logits, descending, ``[N, K, h, w]``, float32.
         classes: Their indices, ``[N, K, h, w]``, int32.
         residual: Logsumexp of the classes not kept, ``[N, h, w]``, float32; None if not asked for, or if all are kept.
+        image_scores: Logits of the whole images, ``[N, C]``, float32.
     """
 
     scores: Tensor
     classes: Tensor
     residual: Tensor | None
+    image_scores: Tensor
 
 
 class Annotator:
@@ -58,10 +61,14 @@ class Annotator:
         weights: Where the weights are from: ``"pretrained"``, ``"checkpoint"``, ``"random"``, or words of your own.
         device: Where it runs; CUDA where there is one, if None.
         amp: Compute in bfloat16 where autocast finds it safe. Logits are float32 either way.
+        enlarge: How many times as large images are shown for their cells. A crop is seen enlarged, too: what the model
+            says of it is nearer to what it says of the cells of an enlarged image. Costs ``enlarge ** 2`` forward
+            passes, besides the one for the whole image; 1 takes both from one.
 
     Attributes:
         num_classes: C.
-        grid: ``(h, w)`` in cells.
+        grid: ``(h, w)`` in cells, of an image of ``image_size``. Those of enlarged images are averaged to as many.
+        map_size: Side in pixels of the images for the cells, ``image_size`` times ``enlarge``.
         head: The ``CellHead``, which also measures whether the head commutes with pooling.
         device: Where it runs.
         weights_sha256: SHA-256 of the model's state dict.
@@ -83,7 +90,10 @@ class Annotator:
         weights: str,
         device: str | torch.device | None = None,
         amp: bool = False,
+        enlarge: float = 1.0,
     ) -> None:
+        if not 1 <= enlarge < math.inf:
+            raise ValueError(f"enlarge must be 1 or more, got {enlarge}.")
         if len(mean) != 3 or not all(0 <= value <= 1 for value in mean):
             raise ValueError(f"mean must be three numbers from 0 to 1, as for images in 0..1, got {spaced(mean)}.")
         if len(std) != 3 or not all(0 < value <= 1 for value in std):
@@ -106,6 +116,8 @@ class Annotator:
         self.head = CellHead(model.to(self.device).requires_grad_(False), image_size)
         self.num_classes = self.head.num_classes
         self.grid = self.head.grid
+        self.map_size = round(image_size * enlarge)
+        self._map_head = self.head if self.map_size == image_size else CellHead(self.head.model, self.map_size)
         self._mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(std, device=self.device).view(1, 3, 1, 1)
 
@@ -122,6 +134,7 @@ class Annotator:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         interpolation: str | None = None,
+        enlarge: float = 1.0,
     ) -> Annotator:
         """Build an annotator from a model of timm.
 
@@ -138,6 +151,7 @@ class Annotator:
                 another, as with the next two.
             std: Standard deviation per channel; the model's own if None.
             interpolation: How images are resized, ``"bilinear"``, ``"bicubic"``, ...; the model's own if None.
+            enlarge: How many times as large images are shown for their cells.
 
         Returns:
             The annotator, in eval mode.
@@ -184,10 +198,30 @@ class Annotator:
             weights="checkpoint" if state_dict is not None else "pretrained" if pretrained else "random",
             device=device,
             amp=amp,
+            enlarge=enlarge,
+        )
+
+    def enlarged(self, enlarge: float) -> Annotator:
+        """The same annotator, which sees images ``enlarge`` times as large for their cells.
+
+        Raises:
+            ValueError: If it is less than 1, or the model cannot take images of that size.
+        """
+        return Annotator(
+            self.head.model,
+            name=self.name,
+            image_size=self.image_size,
+            mean=self.mean,
+            std=self.std,
+            interpolation=self.interpolation,
+            weights=self.weights,
+            device=self.device,
+            amp=self.amp,
+            enlarge=enlarge,
         )
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Predict class scores for every cell.
+        """Predict class scores for every cell of images of the model's own size.
 
         Args:
             images: Normalised (``normalise``), ``[N, 3, S, S]``, floating point, on any device.
@@ -201,20 +235,31 @@ class Annotator:
         with torch.no_grad(), self._autocast():
             return self.head(self._checked(images))
 
-    def top_scores(self, images: Tensor, k: int, residual: bool = True) -> TopScores:
+    def top_scores(self, images: Tensor, k: int, residual: bool = True, *, enlarged: Tensor | None = None) -> TopScores:
         """Predict the best classes of every cell without ever holding all scores of a large batch.
 
         Args:
             images: Normalised, ``[N, 3, S, S]``.
             k: K, at most C.
             residual: Also sum up the classes not kept.
+            enlarged: The same images at ``map_size``, where that is another size.
 
         Returns:
             The K best per cell, on the annotator's device. A score that is not a number is sorted first.
+
+        Raises:
+            ValueError: If the images have another shape.
         """
         scores, classes, rest = [], [], []
         with torch.no_grad(), self._autocast():
-            for logits in self.head.chunks(self._checked(images)):
+            features = self.head.features(self._checked(images))
+            image_scores = self.head.whole(features)
+            if self.map_size != self.image_size:
+                if enlarged is None:
+                    raise ValueError(f"The cells are those of enlarged images: give enlarged=, at {self.map_size} px.")
+                features = self._map_head.features(self._checked(enlarged, self.map_size))
+            for logits in self._map_head.chunks(features):
+                logits = self._averaged(logits)
                 top = logits.topk(k, dim=-1)
                 scores.append(top.values)
                 classes.append(top.indices.int())
@@ -224,7 +269,28 @@ class Annotator:
             torch.cat(scores).permute(0, 3, 1, 2).contiguous(),
             torch.cat(classes).permute(0, 3, 1, 2).contiguous(),
             torch.cat(rest) if rest else None,
+            image_scores,
         )
+
+    def whole(self, images: Tensor) -> Tensor:
+        """What the model says of images, or of crops of them, as a whole.
+
+        Args:
+            images: Normalised, ``[N, 3, S, S]``.
+
+        Returns:
+            Logits, ``[N, C]``, float32, on the annotator's device.
+        """
+        with torch.no_grad(), self._autocast():
+            return self.head.whole(self.head.features(self._checked(images)))
+
+    def _averaged(self, logits: Tensor) -> Tensor:
+        """The cells of an enlarged image, ``[n, h', w', C]``, averaged to those of the grid, by the area they share."""
+        (h, w), (rows, columns) = self.grid, self._map_head.grid
+        if (h, w) == (rows, columns):
+            return logits
+        down, across = (_shares(to, of).to(logits.device) for to, of in ((h, rows), (w, columns)))
+        return torch.einsum("ir,jc,nrck->nijk", down, across, logits)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Do what torchvision's ToTensor and Normalize do, for a batch on the annotator's device.
@@ -245,6 +311,7 @@ class Annotator:
             "weights": self.weights,
             "weights_sha256": self.weights_sha256,
             "image_size": self.image_size,
+            "map_size": self.map_size,
             "resize": "squash",
             "interpolation": self.interpolation,
             "mean": list(self.mean),
@@ -255,14 +322,21 @@ class Annotator:
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp)
 
-    def _checked(self, images: Tensor) -> Tensor:
-        if images.dim() != 4 or images.shape[1:] != (3, self.image_size, self.image_size):
-            raise ValueError(
-                f"{self.name} takes images [N, 3, {self.image_size}, {self.image_size}], got {list(images.shape)}."
-            )
+    def _checked(self, images: Tensor, size: int | None = None) -> Tensor:
+        size = size or self.image_size
+        if images.dim() != 4 or images.shape[1:] != (3, size, size):
+            raise ValueError(f"{self.name} takes images [N, 3, {size}, {size}], got {list(images.shape)}.")
         if not images.is_floating_point():
             raise ValueError(f"The annotator takes normalised images, got {images.dtype}; call normalise() on them.")
         return images.to(self.device)
+
+
+def _shares(to: int, of: int) -> Tensor:
+    """How much each of ``of`` cells along an axis counts in each of ``to`` on the same stretch: ``[to, of]``."""
+    ends = torch.arange(to + 1) * (of / to)
+    cells = torch.arange(of)
+    shared = torch.minimum(ends[1:, None], cells + 1) - torch.maximum(ends[:-1, None], cells)
+    return shared.clamp(min=0) * (to / of)
 
 
 def spaced(values: Iterable[float]) -> str:

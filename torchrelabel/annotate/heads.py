@@ -110,18 +110,26 @@ class CellHead:
         Returns:
             Logits per cell, ``[N, C, h, w]``, float32.
         """
-        return torch.cat(list(self.chunks(images))).permute(0, 3, 1, 2).contiguous()
+        return torch.cat(list(self.chunks(self.features(images)))).permute(0, 3, 1, 2).contiguous()
 
-    def chunks(self, images: Tensor) -> Iterator[Tensor]:
+    def features(self, images: Tensor) -> Tensor:
+        """The model's last features, in its own layout, of normalised images ``[N, 3, S, S]``."""
+        return self._features(images)
+
+    def whole(self, features: Tensor) -> Tensor:
+        """What the model says of whole images: logits ``[N, C]``, float32, of features as `features` gives them."""
+        logits: Tensor = self.model.forward_head(features)
+        return logits.float()
+
+    def chunks(self, features: Tensor) -> Iterator[Tensor]:
         """Classify every cell, a few images at a time, so that memory stays bounded when C is large.
 
         Args:
-            images: Normalised, ``[N, 3, S, S]``.
+            features: Of N images, as `features` gives them.
 
         Yields:
             Logits of the next ``n`` images, ``[n, h, w, C]``, float32, classes last; the n add up to N.
         """
-        features = self._features(images)
         h, w = self.grid
         numbers_per_image = h * w * max(self.num_classes, self.channels * (self.prefix_tokens + 1))
         for part in torch.split(features, max(1, _CHUNK_NUMBERS // numbers_per_image)):

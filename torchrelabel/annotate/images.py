@@ -55,11 +55,7 @@ class ImagesFound:
         Raises:
             OSError: If the file is none, or not a regular one.
         """
-        path = os.path.join(self.root, key)
-        # Opening a named pipe would wait for ever.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise OSError("not a regular file")
-        return open(path, "rb")
+        return _open_regular(os.path.join(self.root, key))
 
 
 def find_images(root: str | os.PathLike[str], skip: Iterable[str | os.PathLike[str]] = ()) -> ImagesFound:
@@ -120,16 +116,11 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def load_image(file: IO[bytes], size: int, interpolation: str) -> Image.Image:
-    """Load an image as torchvision's ``pil_loader`` does (RGB, EXIF rotation ignored), squashed to a square.
+def load_image(file: IO[bytes]) -> Image.Image:
+    """Load an image as torchvision's ``pil_loader`` does (RGB, EXIF rotation ignored).
 
     Args:
         file: The open file.
-        size: S in pixels.
-        interpolation: ``"bilinear"``, ``"bicubic"``, ...; antialiased, as always with PIL.
-
-    Returns:
-        The whole image at S x S, as ``torchvision.transforms.Resize((S, S))`` gives it.
 
     Raises:
         OSError: If it is not an image.
@@ -137,7 +128,47 @@ def load_image(file: IO[bytes], size: int, interpolation: str) -> Image.Image:
     """
     with Image.open(file) as image:
         rgb: Image.Image = image.convert("RGB")
-    return rgb if rgb.size == (size, size) else rgb.resize((size, size), _RESAMPLING[interpolation])
+    return rgb
+
+
+def open_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Load an image of a folder as `load_image` does.
+
+    Raises:
+        OSError: If the file is none, not a regular one, or not an image.
+        Exception: Whatever else PIL raises for damaged files.
+    """
+    with _open_regular(path) as file:
+        return load_image(file)
+
+
+def _open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
+    # Opening a named pipe would wait for ever.
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("not a regular file")
+    return open(path, "rb")
+
+
+def squashed(image: Image.Image, size: int, interpolation: str, box: Sequence[float] | None = None) -> Tensor:
+    """An image, or a crop of it, squashed to a square, as ``torchvision.transforms.Resize((S, S))`` does it.
+
+    Args:
+        image: In RGB.
+        size: S in pixels.
+        interpolation: ``"bilinear"``, ``"bicubic"``, ...; antialiased, as always with PIL.
+        box: The crop, xyxy in pixels; all of the image if None.
+
+    Returns:
+        ``[3, S, S]``, uint8.
+    """
+    if box is None:
+        shown = image
+    else:
+        x1, y1, x2, y2 = (round(side) for side in box)
+        shown = image.crop((x1, y1, x2, y2))
+    if shown.size != (size, size):
+        shown = shown.resize((size, size), _RESAMPLING[interpolation])
+    return torch.from_numpy(np.array(shown)).permute(2, 0, 1).contiguous()
 
 
 def check_interpolation(interpolation: str) -> None:
@@ -157,12 +188,14 @@ class LoadedImage:
     Attributes:
         key: Its path relative to the root.
         pixels: ``[3, S, S]`` uint8; None if it could not be loaded.
+        enlarged: The same at another size, if asked for.
         reason: Why not.
         warnings: What PIL warned about.
     """
 
     key: str
     pixels: Tensor | None = None
+    enlarged: Tensor | None = None
     reason: str = ""
     warnings: list[str] = field(default_factory=list)
 
@@ -174,18 +207,21 @@ class LoadedBatch:
     Attributes:
         keys: N keys.
         pixels: ``[N, 3, S, S]`` uint8.
+        enlarged: The same at another size, if asked for.
         failures: Key and reason of those that could not be loaded.
         warnings: Key and text of what PIL warned about.
     """
 
     keys: list[str]
     pixels: Tensor
+    enlarged: Tensor | None
     failures: list[tuple[str, str]]
     warnings: list[tuple[str, str]]
 
     def pin_memory(self) -> LoadedBatch:
         """Copy the pixels to page-locked memory; a DataLoader calls this."""
-        return LoadedBatch(self.keys, self.pixels.pin_memory(), self.failures, self.warnings)
+        enlarged = None if self.enlarged is None else self.enlarged.pin_memory()
+        return replace(self, pixels=self.pixels.pin_memory(), enlarged=enlarged)
 
 
 class ImagesToAnnotate(Dataset[LoadedImage]):
@@ -196,14 +232,23 @@ class ImagesToAnnotate(Dataset[LoadedImage]):
         keys: Which of its images.
         size: S in pixels.
         interpolation: How they are resized.
+        enlarged_size: Another size at which they are asked for too, in pixels.
     """
 
-    def __init__(self, found: ImagesFound, keys: Sequence[str], size: int, interpolation: str) -> None:
+    def __init__(
+        self,
+        found: ImagesFound,
+        keys: Sequence[str],
+        size: int,
+        interpolation: str,
+        enlarged_size: int | None = None,
+    ) -> None:
         check_interpolation(interpolation)
         self.found = replace(found, keys=[])  # a worker that is spawned need not get all the keys twice
         self.keys = keys
         self.size = size
         self.interpolation = interpolation
+        self.enlarged_size = enlarged_size
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -215,19 +260,22 @@ class ImagesToAnnotate(Dataset[LoadedImage]):
             warnings.simplefilter("always")
             try:
                 with self.found.open(key) as file:
-                    image = load_image(file, self.size, self.interpolation)
+                    image = load_image(file)
+                pixels = squashed(image, self.size, self.interpolation)
+                larger = self.enlarged_size and squashed(image, self.enlarged_size, self.interpolation)
             except Exception as error:  # PIL raises nearly anything for damaged files: OSError, SyntaxError, ...
                 return LoadedImage(key, reason=_reason(error), warnings=_texts(caught))
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-        return LoadedImage(key, pixels, warnings=_texts(caught))
+        return LoadedImage(key, pixels, larger if isinstance(larger, Tensor) else None, warnings=_texts(caught))
 
 
 def collate(images: list[LoadedImage]) -> LoadedBatch:
     """Put images side by side; in a worker process, so that one block of shared memory carries them all."""
     pixels = [image.pixels for image in images if image.pixels is not None]
+    enlarged = [image.enlarged for image in images if image.enlarged is not None]
     return LoadedBatch(
         keys=[image.key for image in images if image.pixels is not None],
         pixels=torch.stack(pixels) if pixels else torch.empty(0, 3, 0, 0, dtype=torch.uint8),
+        enlarged=torch.stack(enlarged) if enlarged else None,
         failures=[(image.key, image.reason) for image in images if image.pixels is None],
         warnings=[(image.key, text) for image in images for text in image.warnings],
     )

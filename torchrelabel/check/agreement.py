@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from torchrelabel.annotate import Annotator, Commuting
-from torchrelabel.check.crops import cut_out, draw_crops, open_image, pool_crops
+from torchrelabel.annotate.crops import draw_crops, pool_crops
+from torchrelabel.annotate.images import open_image, squashed
 from torchrelabel.check.orientation import Vote, transposed
 from torchrelabel.data.records import label_map_of
 from torchrelabel.store import LabelStore
@@ -81,6 +82,7 @@ class _View:
     swapped: Tensor
     whole: Tensor
     cells: Tensor | None
+    enlarged: Tensor | None
 
 
 def compare_crops(
@@ -177,12 +179,15 @@ def _views(
             yield _View(
                 key,
                 areas[number] if number else None,
-                cut_out(image, box, annotator.image_size, annotator.interpolation),
+                squashed(image, annotator.image_size, annotator.interpolation, box),
                 labels[number],
                 None if residual is None else residual[number],
                 swapped[number],
                 labels[0],
                 None if number or record.coverage != WHOLE_COVERAGE else torch.from_numpy(record.classes[0]),
+                None
+                if number or annotator.map_size == annotator.image_size
+                else squashed(image, annotator.map_size, annotator.interpolation),
             )
 
 
@@ -232,7 +237,10 @@ def _compare_cells(annotator: Annotator, views: list[_View], images: Tensor) -> 
     # An image is squashed to a square, so that a model's grid is one, and its transpose has the same shape.
     if not chosen or grid[0] != grid[1]:
         return []
-    own = annotator.top_scores(images[[number for number, _ in chosen]], 1, residual=False).classes[:, 0].cpu()
+    numbers = [number for number, _ in chosen]
+    larger = [pixels for number in numbers if (pixels := views[number].enlarged) is not None]
+    enlarged = annotator.normalise(torch.stack(larger)) if larger else None
+    own = annotator.top_scores(images[numbers], 1, residual=False, enlarged=enlarged).classes[:, 0].cpu()
     return [
         Vote(int((cells == there).sum()), cells.numel(), int((there == cells.T).sum()), cells.numel())
         for (_, cells), there in zip(chosen, own, strict=True)

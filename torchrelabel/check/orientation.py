@@ -106,4 +106,6 @@ def transposed(label_map: LabelMap) -> LabelMap:
         residual=None if label_map.residual is None else label_map.residual.T.contiguous(),
         view_box=label_map.view_box,
         score_kind=label_map.score_kind,
+        image_scores=label_map.image_scores,
+        calibration=label_map.calibration,
     )

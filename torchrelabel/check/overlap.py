@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from torchrelabel.annotate.crops import draw_crops, pool_crops
+from torchrelabel.annotate.images import open_image
 from torchrelabel.check.agreement import reason_of
 from torchrelabel.check.boxes import BoxFolder, OddXml, iou, read_boxes
-from torchrelabel.check.crops import draw_crops, open_image, pool_crops
 from torchrelabel.check.orientation import Vote, transposed
 from torchrelabel.data.records import label_map_of
 from torchrelabel.label_map import LabelMap

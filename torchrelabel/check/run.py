@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
 import torch
 
 from torchrelabel.annotate import Annotator
-from torchrelabel.annotate.annotator import canonical_name
+from torchrelabel.annotate.crops import pool_crops
 from torchrelabel.annotate.images import ImagesFound, find_images
+from torchrelabel.annotate.made_by import annotator_of, differences
 from torchrelabel.check.agreement import compare_crops
 from torchrelabel.check.boxes import BoxFolder, OddXml
-from torchrelabel.check.crops import pool_crops
 from torchrelabel.check.orientation import orientation
 from torchrelabel.check.overlap import compare_boxes
 from torchrelabel.check.report import FolderAgreement, Report
@@ -25,9 +24,6 @@ from torchrelabel.errors import DamagedRecord
 from torchrelabel.store import LabelStore, StoreHeader
 
 CROPS_AN_IMAGE = 100  # of the box analyses, as in the paper
-
-# What else than the model decides what it sees.
-_INPUT = ("image_size", "interpolation", "mean", "std")
 
 # Rounding in the store, and bfloat16, may exchange classes that are nearly equal; no more than that.
 _SAME_CELLS = 0.9
@@ -95,11 +91,11 @@ def check(
     box_folder = None if boxes is None else _box_folder(boxes, data, keys, found)
 
     if model is not None or checkpoint is not None:
-        annotator = _annotator(model, checkpoint, image_size, device, header)
+        annotator = annotator_of(header, model=model, checkpoint=checkpoint, image_size=image_size, device=device)
         report.model = annotator.name
-        differences = _differences(annotator, header)
+        differing = differences(annotator, header)
         report.image_size = annotator.image_size
-        report.notes += differences
+        report.notes += differing
         if annotator.weights == header.annotator.get("weights") == "random":
             report.notes.append(
                 "The weights that made the store are random (--no-pretrained), and were made again here."
@@ -122,7 +118,7 @@ def check(
             evidence.append(orientation("crops", agreement.votes))
             cells = orientation("cells", agreement.cell_votes)
             evidence.append(cells)
-            if cells is not None and not differences and cells.score_as_stored < _SAME_CELLS:
+            if cells is not None and not differing and cells.score_as_stored < _SAME_CELLS:
                 report.faults.append(
                     f"The weights and settings are those that made the store, and only {cells.score_as_stored:.1%} of "
                     f"the cells have the model's top class: these maps were changed, or are of other images."
@@ -222,60 +218,6 @@ def _imagenet_indices(num_classes: int) -> dict[str, int]:
     known: Any = timm.data  # which is not typed
     release = known.infer_imagenet_subset({"num_classes": num_classes})
     return {} if release is None else {name: i for i, name in enumerate(known.ImageNetInfo(release).label_names())}
-
-
-def _annotator(
-    model: str | Annotator | None,
-    checkpoint: str | os.PathLike[str] | None,
-    image_size: int | None,
-    device: str | torch.device | None,
-    header: StoreHeader,
-) -> Annotator:
-    if not isinstance(model, Annotator):
-        name = header.annotator.get("model") if model is None else model
-        if not isinstance(name, str):
-            raise ValueError("The store does not name the model that made it. Give model= beside the checkpoint.")
-        made_by = header.annotator
-        # Random weights are the same every time, as far as one release of timm and torch goes.
-        random_weights = (
-            checkpoint is None and made_by.get("weights") == "random" and canonical_name(name) == made_by.get("model")
-        )
-        build = partial(Annotator.from_timm, name, pretrained=not random_weights, checkpoint=checkpoint, device=device)
-        model = build(image_size=image_size)
-        # The store's settings are right for the model that made it, and no other: a name may also be an alias.
-        if model.name == made_by.get("model"):
-            own = model.description()
-            settings = {setting: made_by[setting] for setting in _INPUT if setting in made_by}
-            if image_size is not None:
-                settings["image_size"] = image_size
-            if any(value != own[setting] for setting, value in settings.items()):
-                model = build(**settings)
-    if model.num_classes != header.num_classes:
-        raise ValueError(
-            f"{model.name} has {model.num_classes} classes and the label maps have {header.num_classes}, so they "
-            f"cannot be compared. The store was made by {header.annotator.get('model', 'an unnamed model')}."
-        )
-    return model
-
-
-def _differences(annotator: Annotator, header: StoreHeader) -> list[str]:
-    """What differs between the annotator and the one that made the store."""
-    notes = []
-    made_by, here = header.annotator, annotator.description()
-    digest = made_by.get("weights_sha256")
-    if digest is None:
-        notes.append("The store does not tell its annotator's weights, so nobody knows whether they are these.")
-    elif digest != annotator.weights_sha256:
-        notes.append(
-            f"The weights are not those that made the store (SHA-256 {annotator.weights_sha256[:12]}..., there "
-            f"{str(digest)[:12]}...): what disagrees may be the models."
-        )
-    notes += [
-        f"{name} is {here[name]!r} here, and was {made_by[name]!r} when the store was made."
-        for name in _INPUT
-        if name in made_by and made_by[name] != here[name]
-    ]
-    return notes
 
 
 def _folder_agreement(

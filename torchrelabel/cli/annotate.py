@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -39,6 +40,13 @@ _FAILURES_SHOWN = 20
     help="Side to which every image is squashed. [default: model's]",
 )
 @click.option(
+    "--enlarge",
+    type=click.FloatRange(1),
+    metavar="FACTOR",
+    help="Show images so many times as large for their cells; costs its square in forward passes, besides one. "
+    "[default: 1.5; 1 where the model takes one size only]",
+)
+@click.option(
     "--mean", type=float, nargs=3, metavar="R G B", help="Of the training, for images in 0..1. [default: model's]"
 )
 @click.option(
@@ -59,6 +67,14 @@ _FAILURES_SHOWN = 20
     "--codec", type=click.Choice(["float16", "uint8"]), default="float16", show_default=True, help="Storage of scores."
 )
 @click.option("--residual/--no-residual", default=True, show_default=True, help="Keep the mass of the other classes.")
+@click.option(
+    "--image-topk",
+    "image_top_k",
+    type=click.IntRange(0),
+    metavar="T",
+    help="Classes kept of the whole image, for calibrated labels of crops; 0: maps as the paper has them. "
+    "[default: all up to 1024 classes, 256 of more]",
+)
 @click.option("--shards", type=click.IntRange(1), help="LMDB files in the store. [default: one per rank]")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def annotate(as_json: bool, data: str, output: str, **options: Any) -> None:
@@ -101,6 +117,7 @@ def _figures(summary: Summary) -> dict[str, Any]:
         "seconds": round(summary.seconds, 3),
         "agreement": summary.agreement,
         "agreement_renumbered": summary.agreement_renumbered,
+        "crop_fit": None if summary.crop_fit is None else asdict(summary.crop_fit),
     }
 
 
@@ -130,6 +147,8 @@ def _words(summary: Summary) -> str:
                 f"{summary.agreement_renumbered:.1%}. annotate --dataset folder takes timm's order, annotate alone "
                 f"torchvision's."
             )
+    if summary.crop_fit is not None:
+        lines.append(str(summary.crop_fit))
     for key, reason in summary.failed[:_FAILURES_SHOWN]:
         lines.append(f"failed: {_shown(key)}: {reason}")
     if len(summary.failed) > _FAILURES_SHOWN:

@@ -45,9 +45,10 @@ def pool_together(labels: list[Any], pooling: LabelPooling) -> None:
         if isinstance(label, SeenRecord):
             alike.setdefault((SeenRecord, *label.kind), []).append(place)
         elif isinstance(label, LabelMap):
-            alike.setdefault((LabelMapBatch, label.shape, label.residual is None), []).append(place)
-    for (kind, *_), places in alike.items():
-        pooled = pooling(kind.stack([labels[place] for place in places]))
+            kind = (LabelMapBatch, label.shape, label.residual is None, label.image_scores is None, label.calibration)
+            alike.setdefault(kind, []).append(place)
+    for (stacked, *_), places in alike.items():
+        pooled = pooling(stacked.stack([labels[place] for place in places]))
         for place, label in zip(places, pooled, strict=True):
             labels[place] = label
 

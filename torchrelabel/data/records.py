@@ -51,7 +51,7 @@ class SeenRecord(NamedTuple):
     def kind(self) -> tuple[Any, ...]:
         """What records must have in common to be stacked: those of two stores may differ in all of it."""
         record, header = self.record, self.header
-        return record.scores.shape, record.residual is None, header.num_classes, header.score_kind
+        return record.scores.shape, record.residual is None, header.num_classes, header.score_kind, header.calibration
 
     @staticmethod
     def stack(seen: Sequence[SeenRecord]) -> LabelMapBatch:
@@ -59,6 +59,7 @@ class SeenRecord(NamedTuple):
         records, header = [one.record for one in seen], seen[0].header
         grids = (len(records), *records[0].scores.shape)
         residuals = [record.residual for record in records if record.residual is not None]
+        image_scores = [record.image_scores for record in records if record.image_scores is not None]
         boxes = [tuple(_view_of_map(one.record, one.view_box)) for one in seen]
         return LabelMapBatch(
             torch.from_numpy(np.concatenate([record.scores for record in records]).reshape(grids)),
@@ -69,6 +70,8 @@ class SeenRecord(NamedTuple):
             canvas_sizes=[one.canvas_size for one in seen],
             residual=torch.from_numpy(np.stack(residuals)) if residuals else None,
             score_kind=header.score_kind,
+            image_scores=torch.from_numpy(np.stack(image_scores)) if image_scores else None,
+            calibration=header.calibration,
         )
 
 
@@ -96,6 +99,8 @@ def label_map_of(
         (int(canvas_size[0]), int(canvas_size[1])),
         _view_of_map(record, view_box),
         header.score_kind,
+        None if record.image_scores is None else torch.from_numpy(record.image_scores),
+        header.calibration,
     )
 
 

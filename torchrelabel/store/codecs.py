@@ -15,8 +15,10 @@ Buffer = memoryview | bytes
 
 _COUNT = struct.Struct("<I")
 _RANGE = struct.Struct("<2f")
+_REST = struct.Struct("<f")
 _LARGEST_FLOAT16 = 65504.0
 _STEPS = np.arange(256, dtype=np.float64)
+_IMAGE_STEPS = 63
 
 
 class Shape(NamedTuple):
@@ -177,6 +179,78 @@ def decode_classes(shape: Shape, payload: memoryview) -> Classes:
     return classes.reshape(top_k, rows, columns)
 
 
+def encode_image_scores(top_k: int, scores: Scores) -> bytes:
+    """Write the scores of all classes for the whole image, of which the best ``T`` are kept.
+
+    ======================  ==========================================================================
+    2 float32               smallest and largest score kept
+    float32                 logsumexp of the classes not kept, if ``T < C``
+    ``T`` uint16 or uint32  the classes kept, ascending, if ``T < C``; uint32 where ``C`` is above 65536
+    the rest                raw deflate of ``T`` bytes ``q``, one for each class kept, ascending: the
+                            score is ``float32(lo + q * ((hi - lo) / 63))``
+    ======================  ==========================================================================
+
+    64 steps, since labels lose nothing by them: with 16 instead of 256 the divergence from the annotator grows from
+    .592 to .597 (`python benchmarks/fidelity.py`). They deflate to about 5 bits a class.
+
+    Args:
+        top_k: ``T``, at most ``C``.
+        scores: float32 ``[C]``, finite.
+    """
+    kept = scores
+    parts = []
+    if top_k < len(scores):
+        best = np.sort(np.argpartition(-scores, top_k - 1)[:top_k])
+        kept = scores[best]
+        rest = np.delete(scores.astype(np.float64), best)
+        highest = rest.max()
+        parts = [
+            _REST.pack(highest + np.log(np.exp(rest - highest).sum())),
+            best.astype(_class_type(len(scores))).tobytes(),
+        ]
+    low, high = float(kept.min()), float(kept.max())
+    step = (high - low) / _IMAGE_STEPS
+    levels = np.zeros(kept.shape) if step == 0 else np.rint((kept.astype(np.float64) - low) / step)
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return b"".join(
+        [_RANGE.pack(low, high), *parts, deflate.compress(levels.astype(np.uint8).tobytes()), deflate.flush()]
+    )
+
+
+def decode_image_scores(top_k: int, num_classes: int, payload: memoryview) -> Scores:
+    """Read what `encode_image_scores` wrote: ``[C]``, where the classes not kept share their part evenly.
+
+    Raises:
+        ValueError: If the bytes do not describe ``T`` scores of classes below ``C``.
+    """
+    class_type = _class_type(num_classes)
+    end = 8 + (4 + top_k * class_type.itemsize if top_k < num_classes else 0)
+    if len(payload) < end:
+        raise ValueError(f"the scores for the whole image have {len(payload)} bytes, and need at least {end}")
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        levels = inflate.decompress(payload[end:], top_k + 1)
+    except zlib.error as error:
+        raise ValueError(f"the scores for the whole image do not inflate: {error}") from None
+    if len(levels) != top_k or not inflate.eof or inflate.unused_data:
+        raise ValueError(f"the scores for the whole image must inflate to exactly {top_k} bytes and end there")
+    steps = np.frombuffer(levels, np.uint8)
+    if steps.max() > _IMAGE_STEPS:
+        raise ValueError(f"a score for the whole image is step {steps.max()} of {_IMAGE_STEPS}")
+    kept = _levels(payload, 0, _IMAGE_STEPS)[steps]
+    if top_k == num_classes:
+        return kept
+    (rest,) = _REST.unpack_from(payload, 8)
+    classes = np.frombuffer(payload, class_type, top_k, 12)
+    if not np.isfinite(rest) or classes[-1] >= num_classes or (classes[1:] <= classes[:-1]).any():
+        raise ValueError(
+            f"the scores for the whole image are of ascending classes below {num_classes}, the rest finite"
+        )
+    scores = np.full(num_classes, rest - np.log(num_classes - top_k), np.float32)
+    scores[classes] = kept
+    return scores
+
+
 def _class_type(num_classes: int) -> np.dtype[np.unsignedinteger]:
     return _UINT16 if num_classes <= 2**16 else _UINT32
 
@@ -203,12 +277,12 @@ def _quantize(numbers: Scores) -> tuple[bytes, bytes]:
     return _RANGE.pack(low, high), steps.astype(np.uint8).tobytes()
 
 
-def _levels(payload: memoryview, offset: int) -> Scores:
+def _levels(payload: memoryview, offset: int, steps: int = 255) -> Scores:
     low, high = _RANGE.unpack_from(payload, offset)
     # not (a <= b) is also true where a bound is NaN; an infinite one would make every level NaN or infinite.
     if not -np.inf < low <= high < np.inf:
         raise ValueError(f"a range runs from its smaller to its larger finite end, got {low:g} to {high:g}")
-    levels: Scores = (_STEPS * ((high - low) / 255) + low).astype(np.float32)
+    levels: Scores = (_STEPS[: steps + 1] * ((high - low) / steps) + low).astype(np.float32)
     return levels
 
 

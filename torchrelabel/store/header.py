@@ -9,6 +9,7 @@ from typing import Any
 
 import msgpack
 
+from torchrelabel.calibration import Calibration
 from torchrelabel.errors import StoreError
 from torchrelabel.store.codecs import CODECS
 from torchrelabel.store.files import replace_file
@@ -26,7 +27,7 @@ from torchrelabel.store.record import WHOLE_IMAGE, Box, check_box
 SCORE_KINDS = ("logit", "probability")
 
 # What two runs that write to one store must agree on. The dataset is not among them: adding images changes it.
-SETTINGS = ("num_classes", "top_k", "codec", "score_kind", "residual", "coverage", "shards")
+SETTINGS = ("num_classes", "top_k", "codec", "score_kind", "residual", "coverage", "shards", "image_top_k")
 
 # Of two tables that differ, such as those of a thousand class folders.
 _ENTRIES_SHOWN = 8
@@ -51,7 +52,8 @@ class StoreHeader:
         shards: Number of LMDB files.
         finished: Numbers of the shards whose writers have finished.
         dataset: ``count`` and ``fingerprint`` of the annotated dataset, as far as known.
-        format_version: Version of the format.
+        image_top_k: ``T``, of how many classes each record keeps the score for the whole image; 0 for none.
+        calibration: How the labels of crops follow from the records, as fitted to the annotator; or None.
         extra: Fields that a later release of the same version added.
 
     Example:
@@ -73,7 +75,8 @@ class StoreHeader:
     shards: int = 1
     finished: tuple[int, ...] = ()
     dataset: dict[str, Any] = field(default_factory=dict)
-    format_version: int = FORMAT_VERSION
+    image_top_k: int = 0
+    calibration: Calibration | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -100,6 +103,15 @@ class StoreHeader:
             object.__setattr__(self, "coverage", check_box(self.coverage))
         if self.grid is not None:
             object.__setattr__(self, "grid", _checked_grid(self.grid))
+        if not _is_int(self.image_top_k, 0, self.num_classes):
+            raise ValueError(f"image_top_k is 0 to num_classes = {self.num_classes}, got {self.image_top_k!r}")
+        if self.image_top_k and self.score_kind != "logit":
+            raise ValueError(
+                f"scores for the whole image are logits, so image_top_k={self.image_top_k} needs score_kind='logit', "
+                f"got {self.score_kind!r}"
+            )
+        if self.calibration is not None and not self.image_top_k:
+            raise ValueError("a calibration needs scores for the whole image, and image_top_k is 0")
         if not isinstance(self.annotator, Mapping) or not isinstance(self.dataset, Mapping):
             raise ValueError(f"annotator and dataset are maps, got {self.annotator!r} and {self.dataset!r}")
         if self.class_names is not None:
@@ -109,6 +121,11 @@ class StoreHeader:
         if not _is_int(self.shards, 1, MAX_SHARDS):
             raise ValueError(f"shards is 1 to {MAX_SHARDS}, got {self.shards!r}")
         object.__setattr__(self, "finished", _checked_shards(self.finished, self.shards))
+
+    @property
+    def format_version(self) -> int:
+        """The version that it takes to say all of this: without scores for the whole image, the first."""
+        return FORMAT_VERSION if self.image_top_k else 1
 
     @property
     def complete(self) -> bool:
@@ -133,6 +150,9 @@ class StoreHeader:
             ValueError: If the header is larger than 16 MiB.
         """
         named = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in _RENAMED}
+        named = {name: value for name, value in named.items() if name not in _OPTIONAL or value}
+        if self.calibration is not None:
+            named["calibration"] = self.calibration.as_dict()
         content = {"format": FORMAT_NAME, "version": self.format_version, **named, **self.extra}
         try:
             packed: bytes = msgpack.packb(content, unicode_errors="surrogateescape")
@@ -174,14 +194,22 @@ class StoreHeader:
                 f"{FORMAT_VERSION}; update torchrelabel"
             )
         known = {item.name for item in fields(cls)} - _RENAMED
-        missing = sorted(known - values.keys())
+        missing = sorted(known - _OPTIONAL - values.keys())
         if missing:
             raise ValueError(f"it lacks {', '.join(missing)}")
         extra = {name: values.pop(name) for name in list(values) if name not in known}
+        if values.get("calibration") is not None:
+            values["calibration"] = Calibration.from_dict(values["calibration"])
         try:
-            return cls(**values, format_version=version, extra=extra)
+            header = cls(**values, extra=extra)
         except TypeError as error:  # a list where a string belongs, and the like
             raise ValueError(f"a field has a wrong type: {error}") from None
+        if header.format_version != version:
+            raise ValueError(
+                f"its format version is {version}, and image_top_k={header.image_top_k} is of version "
+                f"{header.format_version}"
+            )
+        return header
 
     def as_read(self) -> StoreHeader:
         """This header as it comes back from disk, where tuples among the descriptions have become lists."""
@@ -220,8 +248,10 @@ class StoreHeader:
         )
 
 
-# The two fields that carry another name, or none, on disk.
-_RENAMED = {"format_version", "extra"}
+# The field that has no name of its own on disk.
+_RENAMED = {"extra"}
+# Not written where they say nothing; headers of the first version have no image_top_k.
+_OPTIONAL = {"image_top_k", "calibration"}
 
 
 def read_header(directory: Path) -> StoreHeader:

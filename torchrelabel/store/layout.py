@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterable
 
 FORMAT_NAME = "torchrelabel.store"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: without scores for the whole image
 
 HEADER_FILE = "header.msgpack"
 HEADER_LOCK_FILE = "header.lock"

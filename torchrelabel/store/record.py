@@ -11,7 +11,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from torchrelabel.errors import DamagedRecord
-from torchrelabel.store.codecs import CODECS, Classes, Scores, Shape
+from torchrelabel.store.codecs import (
+    CODECS,
+    Classes,
+    Scores,
+    Shape,
+    decode_image_scores,
+    encode_image_scores,
+)
 from torchrelabel.store.layout import MAX_GRID_SIDE, MAX_VALUES
 
 if TYPE_CHECKING:
@@ -24,7 +31,9 @@ WHOLE_IMAGE: Box = (0.0, 0.0, 1.0, 1.0)
 _FRONT = struct.Struct("<IHHB")
 _AFTER_CRC = struct.Struct("<HHB")
 _BOX = struct.Struct("<4f")
+_IMAGE_LENGTH = struct.Struct("<I")
 _HAS_COVERAGE = 0x01
+_HAS_IMAGE_SCORES = 0x02
 
 # Softmax in half precision overshoots 1 by up to 2**-11; a logit is caught all the same.
 _PROBABILITY_SLACK = 1e-3
@@ -39,6 +48,8 @@ class LabelRecord(NamedTuple):
         residual: float32 ``[h, w]``, what the classes not kept in a cell come to: the logsumexp of their logits, or the
             sum of their probabilities. None where the store keeps none.
         coverage: Part of the image that the map covers, ``(x1, y1, x2, y2)`` in fractions of the image.
+        image_scores: float32 ``[C]``, the logits of the whole image, to 64 steps; classes beyond the best ``T`` share
+            evenly what together they come to. None where the store keeps none.
 
     Example:
         >>> record = LabelRecord(np.ones((2, 7, 5), np.float32), np.zeros((2, 7, 5), np.int32), None, WHOLE_IMAGE)
@@ -50,6 +61,7 @@ class LabelRecord(NamedTuple):
     classes: Classes
     residual: Scores | None
     coverage: Box
+    image_scores: Scores | None = None
 
 
 def pack_record(
@@ -59,6 +71,7 @@ def pack_record(
     classes: ArrayLike,
     residual: ArrayLike | None = None,
     coverage: Sequence[float] | None = None,
+    image_scores: ArrayLike | None = None,
 ) -> bytes:
     """Check a label map against a store's header and write it as a record.
 
@@ -69,6 +82,7 @@ def pack_record(
         classes: Integers ``[K, h, w]``, distinct in each cell.
         residual: Floats ``[h, w]``, exactly if the header has a residual.
         coverage: Part of the image that this map covers, xyxy in fractions; None for the header's.
+        image_scores: Floats ``[C]``, the logits of the whole image, exactly if the header has an ``image_top_k``.
 
     Raises:
         ValueError: If anything does not fit, naming the value.
@@ -80,7 +94,9 @@ def pack_record(
         shape, kept, _checked_classes(header, kept, classes), _checked_residual(header, kept, residual)
     )
     box = _checked_coverage(header, coverage)
-    body = _AFTER_CRC.pack(rows, columns, _HAS_COVERAGE if box else 0) + box + payload
+    image = _checked_image_scores(header, image_scores)
+    flags = (_HAS_COVERAGE if box else 0) | (_HAS_IMAGE_SCORES if image else 0)
+    body = _AFTER_CRC.pack(rows, columns, flags) + box + image + payload
     return struct.pack("<I", zlib.crc32(body, zlib.crc32(name))) + body
 
 
@@ -100,21 +116,31 @@ def unpack_record(header: StoreHeader, name: bytes, record: memoryview) -> Label
             f"or lies under a wrong key"
         )
     top_k = header.top_k
-    if flags & ~_HAS_COVERAGE:
-        raise DamagedRecord(f"its flags are {flags:#04x}, and this version knows only {_HAS_COVERAGE:#04x}")
+    known = _HAS_COVERAGE | (_HAS_IMAGE_SCORES if header.image_top_k else 0)
+    if flags & ~known:
+        raise DamagedRecord(f"its flags are {flags:#04x}, and a store of this version knows only {known:#04x}")
     if not rows or not columns or top_k * rows * columns > MAX_VALUES:
         raise DamagedRecord(f"its grid is {rows} x {columns}, and K x h x w must be 1 to {MAX_VALUES} with K = {top_k}")
     try:
-        if flags:
-            coverage = check_box(_BOX.unpack_from(record, _FRONT.size))
-            payload = record[_FRONT.size + _BOX.size :]
+        payload = record[_FRONT.size :]
+        coverage = header.default_box
+        if flags & _HAS_COVERAGE:
+            coverage = check_box(_BOX.unpack_from(payload))
+            payload = payload[_BOX.size :]
         elif header.coverage == "record":
             raise ValueError("it has no coverage box, and the header says that every record has its own")
-        else:
-            coverage = header.default_box
-            payload = record[_FRONT.size :]
+        image_scores = None
+        if flags & _HAS_IMAGE_SCORES:
+            (length,) = _IMAGE_LENGTH.unpack_from(payload)
+            end = _IMAGE_LENGTH.size + length
+            image_scores = decode_image_scores(
+                header.image_top_k, header.num_classes, payload[_IMAGE_LENGTH.size : end]
+            )
+            payload = payload[end:]
+        elif header.image_top_k:
+            raise ValueError("it has no scores for the whole image, and the header says that every record has")
         shape = Shape(top_k, rows, columns, header.num_classes, header.residual)
-        return LabelRecord(*CODECS[header.codec].decode(shape, payload), coverage)
+        return LabelRecord(*CODECS[header.codec].decode(shape, payload), coverage, image_scores)
     except (ValueError, struct.error) as error:
         raise DamagedRecord(str(error)) from None
 
@@ -215,6 +241,29 @@ def _checked_coverage(header: StoreHeader, coverage: Sequence[float] | None) -> 
     packed = _BOX.pack(*check_box(coverage))
     check_box(_BOX.unpack(packed))  # a box narrower than float32 can tell would not be readable
     return packed
+
+
+def _checked_image_scores(header: StoreHeader, scores: ArrayLike | None) -> bytes:
+    if scores is None:
+        if header.image_top_k:
+            raise ValueError(
+                f"the store keeps scores for the whole image (image_top_k={header.image_top_k}), got None: give "
+                f"image_scores=, a logit for each class"
+            )
+        return b""
+    given = np.asarray(scores)
+    if not header.image_top_k:
+        raise ValueError(
+            f"the store keeps no scores for the whole image (image_top_k=0), got an array of shape {list(given.shape)}"
+        )
+    if given.dtype.kind != "f":
+        raise ValueError(f"the scores for the whole image are floats, got dtype {given.dtype}")
+    if given.shape != (header.num_classes,):
+        raise ValueError(
+            f"the scores for the whole image are [C] = [{header.num_classes}], got shape {list(given.shape)}"
+        )
+    packed = encode_image_scores(header.image_top_k, _finite_float32("the scores for the whole image", given))
+    return _IMAGE_LENGTH.pack(len(packed)) + packed
 
 
 def _finite_float32(what: str, given: NDArray[Any]) -> Scores:

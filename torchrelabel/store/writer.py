@@ -15,6 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from numpy.typing import ArrayLike
 
+from torchrelabel.calibration import Calibration
 from torchrelabel.errors import SettingsDiffer, StoreError, StoreInUse
 from torchrelabel.store.environments import Environment, open_environment
 from torchrelabel.store.files import sync_directory, write_error
@@ -70,6 +71,8 @@ class LabelStoreWriter:
         class_names: A name for each class.
         class_to_idx: The dataset's folder-to-index table.
         dataset: ``count`` and ``fingerprint`` of the dataset.
+        image_top_k: ``T``: each map comes with the logits of the whole image, of which the best ``T`` are kept; 0 for
+            none.
         write_shards: Numbers of the shards that this writer writes; all by default.
         commit_every: Number of maps after which they are committed; 10 s after a commit the next put commits too.
         resume: Whether to continue a store that exists. Its settings must be the ones given; ``annotator``, ``grid``,
@@ -105,6 +108,7 @@ class LabelStoreWriter:
         class_names: Sequence[str] | None = None,
         class_to_idx: Mapping[str, int] | None = None,
         dataset: Mapping[str, Any] | None = None,
+        image_top_k: int = 0,
         write_shards: Iterable[int] | None = None,
         commit_every: int = 256,
         resume: bool = False,
@@ -124,6 +128,7 @@ class LabelStoreWriter:
             class_to_idx=dict(class_to_idx) if class_to_idx is not None else None,
             shards=shards,
             dataset=dict(dataset or {}),
+            image_top_k=image_top_k,
         )
         given = given.as_read()  # so that what is compared with a stored header went the same way
         numbers = sorted(set(range(shards) if write_shards is None else write_shards))
@@ -165,6 +170,7 @@ class LabelStoreWriter:
         residual: ArrayLike | None = None,
         *,
         coverage: Sequence[float] | None = None,
+        image_scores: ArrayLike | None = None,
     ) -> None:
         """Put the label map of one image.
 
@@ -177,6 +183,7 @@ class LabelStoreWriter:
             residual: Floats ``[h, w]``, if the store has a residual.
             coverage: Part of this image that the map covers, ``(x1, y1, x2, y2)`` in fractions, if it differs from the
                 store's.
+            image_scores: Floats ``[C]``, the logits of the whole image, if the store keeps any.
 
         Raises:
             ValueError: If the map does not fit the store, if the key belongs to a shard of another writer, or if the
@@ -185,7 +192,7 @@ class LabelStoreWriter:
         """
         name, shard = self._locate(key)
         try:
-            record = pack_record(self._header, name, scores, classes, residual, coverage)
+            record = pack_record(self._header, name, scores, classes, residual, coverage, image_scores)
         except ValueError as error:
             raise ValueError(f"label map of {key!r}: {error}") from None
         stored = shard.find(name)
@@ -337,28 +344,11 @@ class LabelStoreWriter:
             )
 
     def _header_lock(self) -> AbstractContextManager[None]:
-        held = f"{HEADER_LOCK_FILE} is held for more than {_SECONDS_FOR_HEADER_LOCK:.0f} s"
-        return self._locked(HEADER_LOCK_FILE, _SECONDS_FOR_HEADER_LOCK, held)
+        return _header_lock(self._path)
 
     def _shard_lock(self, number: int) -> AbstractContextManager[None]:
         name = shard_lock_file(number)
-        return self._locked(name, _SECONDS_FOR_ORPHANS_TO_END, f"{name} is held")
-
-    @contextmanager
-    def _locked(self, name: str, seconds: float, held: str) -> Iterator[None]:
-        lock = FileLock(self._path / name, timeout=seconds, thread_local=False)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise StoreInUse(
-                f"another writer writes to {self._path} ({held}). Wait for it to end, or give another path"
-            ) from None
-        except OSError as error:
-            raise write_error(Path(lock.lock_file), error) from error
-        try:
-            yield
-        finally:
-            lock.release()
+        return _locked(self._path, name, _SECONDS_FOR_ORPHANS_TO_END, f"{name} is held")
 
     def _locate(self, key: str) -> tuple[bytes, _Shard]:
         self._check_usable()
@@ -472,3 +462,38 @@ class _Shard:
         with self._environment.reading() as transaction:
             cursor = transaction.cursor()
             return bool(cursor.set_range(FAILURE_PREFIX)) and bytes(cursor.key()[:2]) == FAILURE_PREFIX
+
+
+def write_calibration(path: str | os.PathLike[str], calibration: Calibration) -> None:
+    """Write into a store's header how the labels of crops follow from its records; takes the place of an older one.
+
+    Raises:
+        StoreError: If ``path`` is no store, or the file system refuses.
+        StoreInUse: If the header stays locked.
+        ValueError: If the store keeps no scores for the whole image.
+    """
+    path = Path(os.path.abspath(path))
+    with _header_lock(path):
+        write_header(path, replace(read_header(path), calibration=calibration))
+
+
+def _header_lock(path: Path) -> AbstractContextManager[None]:
+    held = f"{HEADER_LOCK_FILE} is held for more than {_SECONDS_FOR_HEADER_LOCK:.0f} s"
+    return _locked(path, HEADER_LOCK_FILE, _SECONDS_FOR_HEADER_LOCK, held)
+
+
+@contextmanager
+def _locked(path: Path, name: str, seconds: float, held: str) -> Iterator[None]:
+    lock = FileLock(path / name, timeout=seconds, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise StoreInUse(
+            f"another writer writes to {path} ({held}). Wait for it to end, or give another path"
+        ) from None
+    except OSError as error:
+        raise write_error(Path(lock.lock_file), error) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -182,9 +182,11 @@ class CutMixWithLabelMap(_Mix):
 
     def _label_of(self, label_maps: LabelMapBatch, cells: Tensor) -> Tensor:
         """The soft label of a region, given how much of the canvas shows each cell. An empty one favours no class."""
-        area = cells.sum((1, 2), keepdim=True)
-        weights = torch.where(area > _NO_AREA, cells / area.clamp(min=_NO_AREA), 0)
-        return self.pooling.activate(self.pooling.pool_cells(label_maps, weights), label_maps.score_kind)
+        of_canvas = cells.sum((1, 2), keepdim=True)
+        weights = torch.where(of_canvas > _NO_AREA, cells / of_canvas.clamp(min=_NO_AREA), 0)
+        x1, y1, x2, y2 = label_maps.view_boxes.float().T
+        of_image = of_canvas[:, 0, 0] * ((x2 - x1) * (y2 - y1)).abs()
+        return self.pooling.activate(self.pooling.pool_cells(label_maps, weights, of_image), label_maps.score_kind)
 
     def extra_repr(self) -> str:
         """The arguments, for ``print(mix)``."""

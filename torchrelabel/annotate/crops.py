@@ -1,15 +1,10 @@
-"""Random crops: drawn as torchvision draws them, cut out of images, and labelled by pooling."""
+"""Random crops: drawn as torchvision draws them, and labelled by pooling."""
 
 from __future__ import annotations
 
-import os
-import stat
 import zlib
-from collections.abc import Sequence
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
@@ -40,7 +35,7 @@ def draw_crops(height: int, width: int, count: int, *, seed: int, key: str) -> T
     return torch.tensor([(left, top, left + w, top + h) for top, left, h, w in drawn]).float().reshape(-1, 4)
 
 
-def pool_crops(label_map: LabelMap, boxes_in_image: Tensor, fill: str = "zero") -> Tensor:
+def pool_crops(label_map: LabelMap, boxes_in_image: Tensor, fill: str = "auto") -> Tensor:
     """The logarithm of the soft label of each crop.
 
     Args:
@@ -53,7 +48,7 @@ def pool_crops(label_map: LabelMap, boxes_in_image: Tensor, fill: str = "zero") 
     """
     count = len(boxes_in_image)
     views = [tuple(label_map.view_box.crop(*box)) for box in boxes_in_image.tolist()]
-    residual = label_map.residual
+    residual, image_scores = label_map.residual, label_map.image_scores
     batch = LabelMapBatch(
         label_map.scores.expand(count, *label_map.shape),
         label_map.classes.expand(count, *label_map.shape),
@@ -62,27 +57,9 @@ def pool_crops(label_map: LabelMap, boxes_in_image: Tensor, fill: str = "zero") 
         canvas_sizes=[label_map.canvas_size] * count,
         residual=None if residual is None else residual.expand(count, *residual.shape),
         score_kind=label_map.score_kind,
+        image_scores=None if image_scores is None else image_scores.expand(count, -1),
+        calibration=label_map.calibration,
     )
     if label_map.score_kind == "logit":
         return LabelPooling(fill=fill, activation=None)(batch).log_softmax(1)
     return LabelPooling(fill=fill)(batch).clamp(min=_SMALLEST_SHARE).log()
-
-
-def open_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Load an image as it was annotated: RGB, EXIF rotation ignored.
-
-    Raises:
-        OSError: If the file is none, or not an image.
-        Exception: Whatever else PIL raises for damaged files.
-    """
-    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a named pipe would wait for ever
-        raise OSError("not a regular file")
-    with open(path, "rb") as file, Image.open(file) as image:
-        return image.convert("RGB")
-
-
-def cut_out(image: Image.Image, box_in_pixels: Sequence[float], size: int, interpolation: str) -> Tensor:
-    """The crop of an image, squashed to S x S pixels as an annotator squashes whole images: ``[3, S, S]``, uint8."""
-    x1, y1, x2, y2 = (round(side) for side in box_in_pixels)
-    crop = image.crop((x1, y1, x2, y2)).resize((size, size), Image.Resampling[interpolation.upper()])
-    return torch.from_numpy(np.array(crop)).permute(2, 0, 1).contiguous()

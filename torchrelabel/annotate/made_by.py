@@ -1,0 +1,85 @@
+"""The annotator that made a store, built once more from what its header says."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+
+import torch
+
+from torchrelabel.annotate.annotator import Annotator, canonical_name
+from torchrelabel.store import StoreHeader
+
+# What else than the model decides what it sees.
+_INPUT = ("image_size", "interpolation", "mean", "std")
+
+
+def annotator_of(
+    header: StoreHeader,
+    *,
+    model: str | Annotator | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    image_size: int | None = None,
+    device: str | torch.device | None = None,
+) -> Annotator:
+    """Build the annotator that made a store once more, or another one to compare it with.
+
+    Args:
+        header: Of the store.
+        model: A model of timm's by name, or an annotator; the one that the store names if None. By name, the one that
+            made the store gets the store's mean, std, interpolation and sizes, and the same random weights if they
+            were random.
+        checkpoint: Weights for it.
+        image_size: Side in pixels; the store's, or the model's own, if None.
+        device: Where it runs; CUDA where there is one, if None.
+
+    Raises:
+        ValueError: If the store names no model, or the model has another number of classes.
+    """
+    if not isinstance(model, Annotator):
+        name = header.annotator.get("model") if model is None else model
+        if not isinstance(name, str):
+            raise ValueError("The store does not name the model that made it. Give model= beside the checkpoint.")
+        made_by = header.annotator
+        # Random weights are the same every time, as far as one release of timm and torch goes.
+        random_weights = (
+            checkpoint is None and made_by.get("weights") == "random" and canonical_name(name) == made_by.get("model")
+        )
+        build = partial(Annotator.from_timm, name, pretrained=not random_weights, checkpoint=checkpoint, device=device)
+        model = build(image_size=image_size)
+        # The store's settings are right for the model that made it, and no other: a name may also be an alias.
+        if model.name == made_by.get("model"):
+            own = model.description()
+            settings = {setting: made_by[setting] for setting in _INPUT if setting in made_by}
+            if image_size is not None:
+                settings["image_size"] = image_size
+            if any(value != own[setting] for setting, value in settings.items()):
+                model = build(**settings)
+            if image_size is None and "map_size" in made_by:
+                model = model.enlarged(made_by["map_size"] / model.image_size)
+    if model.num_classes != header.num_classes:
+        raise ValueError(
+            f"{model.name} has {model.num_classes} classes and the label maps have {header.num_classes}, so they "
+            f"cannot be compared. The store was made by {header.annotator.get('model', 'an unnamed model')}."
+        )
+    return model
+
+
+def differences(annotator: Annotator, header: StoreHeader) -> list[str]:
+    """What differs between the annotator and the one that made the store."""
+    notes = []
+    made_by, here = header.annotator, annotator.description()
+    digest = made_by.get("weights_sha256")
+    if digest is None:
+        notes.append("The store does not tell its annotator's weights, so nobody knows whether they are these.")
+    elif digest != annotator.weights_sha256:
+        notes.append(
+            f"The weights are not those that made the store (SHA-256 {annotator.weights_sha256[:12]}..., there "
+            f"{str(digest)[:12]}...): what disagrees may be the models."
+        )
+    notes += [
+        f"{name} is {here[name]!r} here, and was {made_by[name]!r} when the store was made."
+        for name in (*_INPUT, "map_size")
+        if name in made_by and made_by[name] != here[name]
+    ]
+    return notes
