@@ -18,6 +18,7 @@ import timm.models
 import torch
 from torch import Tensor, nn
 
+from torchrelabel.annotate.class_names import names_held
 from torchrelabel.annotate.heads import CellHead
 from torchrelabel.annotate.images import check_interpolation
 from torchrelabel.errors import TorchRelabelError, UnsupportedModel
@@ -42,6 +43,18 @@ class TopScores(NamedTuple):
     residual: Tensor | None
 
 
+class Checkpoint(NamedTuple):
+    """What a file of weights holds.
+
+    Attributes:
+        state_dict: Names, without the prefixes of data parallelism and torch.compile, to tensors on the CPU.
+        class_names: Every list of names beside the weights that may be that of the classes.
+    """
+
+    state_dict: dict[str, Tensor]
+    class_names: list[tuple[str, ...]]
+
+
 class Annotator:
     """Predict class scores for every cell of an image.
 
@@ -58,6 +71,7 @@ class Annotator:
         weights: Where the weights are from: ``"pretrained"``, ``"checkpoint"``, ``"random"``, or words of your own.
         device: Where it runs; CUDA where there is one, if None.
         amp: Compute in bfloat16 where autocast finds it safe. Logits are float32 either way.
+        class_names: What the C classes are called, if the weights came with names.
 
     Attributes:
         num_classes: C.
@@ -83,6 +97,7 @@ class Annotator:
         weights: str,
         device: str | torch.device | None = None,
         amp: bool = False,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         if len(mean) != 3 or not all(0 <= value <= 1 for value in mean):
             raise ValueError(f"mean must be three numbers from 0 to 1, as for images in 0..1, got {spaced(mean)}.")
@@ -98,6 +113,7 @@ class Annotator:
         self.interpolation = interpolation
         self.weights = weights
         self.amp = amp
+        self.class_names = class_names
         self.device = _resolve_device(device)
         self.weights_sha256 = weights_digest(model)
         # cuDNN's kernels for half precision want channels last; on a CPU the same would slow some models down.
@@ -151,14 +167,15 @@ class Annotator:
         """
         name = canonical_name(name)
         device = _resolve_device(device)
-        state_dict = None
+        state_dict: dict[str, Tensor] | None = None
+        named: list[tuple[str, ...]] = []
         cfg = None if ":" in name else timm.models.get_pretrained_cfg(name)
         if image_size is not None and image_size < 1:
             raise ValueError(f"image_size must be a number of pixels, 1 or more, got {image_size}.")
         if num_classes is not None and num_classes < 1:
             raise ValueError(f"num_classes must be 1 or more, got {num_classes}.")
         if checkpoint is not None:
-            state_dict = load_state_dict(checkpoint)
+            state_dict, named = load_checkpoint(checkpoint)
             if num_classes is None and cfg is not None:
                 num_classes = _classes_in(state_dict, cfg.classifier)
         elif num_classes is not None and pretrained and cfg is not None and num_classes != cfg.num_classes:
@@ -172,6 +189,8 @@ class Annotator:
         config: dict[str, Any] = model.pretrained_cfg
         if config["input_size"][0] != 3:
             raise UnsupportedModel(f"{name} takes {config['input_size'][0]} channels, and images here have 3 (RGB).")
+        if state_dict is None and pretrained:
+            named = names_held(config)
         if state_dict is None and pretrained and ":" not in name and "." not in name and config.get("tag"):
             name = f"{name}.{config['tag']}"  # the weights that timm takes today when none are named
         return cls(
@@ -184,6 +203,7 @@ class Annotator:
             weights="checkpoint" if state_dict is not None else "pretrained" if pretrained else "random",
             device=device,
             amp=amp,
+            class_names=next((names for names in named if len(names) == model.num_classes), None),
         )
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -308,15 +328,12 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read the weights out of a checkpoint, without executing code.
+def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read the weights out of a checkpoint, and the names beside them, without executing code.
 
     Args:
         path: A ``.safetensors`` file, or what ``torch.save`` wrote: a state dict, or a dict that holds one under
             ``state_dict_ema``, ``model_ema``, ``state_dict`` or ``model`` (the first of these).
-
-    Returns:
-        Names, without the prefixes of data parallelism and torch.compile, to tensors on the CPU.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -343,6 +360,7 @@ def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # safetensors and torch raise many kinds for a damaged file
         raise TorchRelabelError(f"The checkpoint {str(path)!r} cannot be read: {_first_line(error)}") from error
+    class_names = names_held(content)
     for key in _STATE_DICT_KEYS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -353,7 +371,8 @@ def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             f"The checkpoint {str(path)!r} holds no state dict, but {got}. It must be one, or hold one under "
             f"{', '.join(_STATE_DICT_KEYS)}."
         )
-    return {_unwrapped(str(name)): value for name, value in content.items() if isinstance(value, Tensor)}
+    state_dict = {_unwrapped(str(name)): value for name, value in content.items() if isinstance(value, Tensor)}
+    return Checkpoint(state_dict, class_names)
 
 
 def _namespaces_allowed() -> contextlib.AbstractContextManager[Any]:
