@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 _CHECKPOINT_KEYS = ("class_names", "classes", "class_to_idx", "idx_to_class", "names", "id2label", "label_names")
 # Of timm itself, by name or from its place on the Hub. Whoever else publishes a model may have 1000 classes too.
 _OF_TIMM = re.compile(r"(hf[-_]hub:timm/)?[^:]+")
-_SYNSET = re.compile(r"n\d{8}")
 
 # Which is not typed.
 _timm_data: Any = timm.data
@@ -139,12 +138,10 @@ def in_words(names: Sequence[str]) -> tuple[str, ...]:
     Where several of them share their first word, as the two cranes, the synset stands behind it:
     ``"crane (n02012849)"``.
     """
-    if not all(map(_SYNSET.fullmatch, names)):
-        return tuple(names)
     info = _timm_data.ImageNetInfo()
     try:
         words = [str(info.label_name_to_description(name)).split(",")[0] for name in names]
-    except KeyError:  # a synset that ImageNet never had
+    except KeyError:  # not all of them are synsets
         return tuple(names)
     times = Counter(words)
     return tuple(word if times[word] == 1 else f"{word} ({name})" for word, name in zip(words, names, strict=True))
