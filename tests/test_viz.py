@@ -43,7 +43,15 @@ def test_the_bars_are_the_pooled_label_largest_first(label_map):
     bars = next(axis for axis in figure.axes if axis.get_title().startswith("soft label"))
     widths = [patch.get_width() for patch in bars.patches]
     assert widths == pytest.approx(LabelPooling()(label_map).topk(2).values.tolist())
-    assert [text.get_text() for text in bars.get_yticklabels()][0] == "c3"
+    assert [text.get_text() for text in bars.get_yticklabels()][0] == "3 c3"
+
+
+def test_bars_of_names_that_are_cut_to_the_same_letters_stay_apart(label_map):
+    names = [f"a name much too long for the picture, {i}" for i in range(10)]
+    figure = draw_label_map(PIL.Image.new("RGB", (60, 40)), label_map, bars=2, class_names=names)
+    bars = next(axis for axis in figure.axes if axis.get_title().startswith("soft label"))
+    assert [text.get_text()[:8] for text in bars.get_yticklabels()] == ["3 a name", "7 a name"]
+    assert figure.axes[1].get_title().startswith("3 a name")
 
 
 def test_a_heat_map_is_the_probability_in_each_cell(label_map):

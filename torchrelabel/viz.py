@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torchrelabel.label_map import LabelMap
 from torchrelabel.pooling import LabelPooling, dense_scores
+from torchrelabel.store.header import class_for_people
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -121,7 +122,7 @@ def draw_label_map(
         )
         axis.imshow(pixels.mean(2), cmap="gray", alpha=0.35, extent=(0, image.width, image.height, 0))
         _draw_box(axis, image.size, label_map)
-        axis.set_title(f"{_name(index, class_names)}: in the crop {label[index]:.2f}", fontsize=10)
+        axis.set_title(f"{_shown(index, class_names)}: in the crop {label[index]:.2f}", fontsize=10)
         axis.set_axis_off()
     for axis in axes[1 + len(classes[:maps]) : -1]:
         axis.set_axis_off()
@@ -157,7 +158,7 @@ def _draw_box(axis: Axes, size: tuple[int, int], label_map: LabelMap) -> None:
 
 
 def _draw_bars(axis: Axes, classes: Sequence[int], label: Tensor, class_names: Sequence[str] | None) -> None:
-    axis.barh([_name(index, class_names) for index in classes], [float(label[index]) for index in classes], color=_BAR)
+    axis.barh([_shown(index, class_names) for index in classes], [float(label[index]) for index in classes], color=_BAR)
     axis.invert_yaxis()
     axis.set_xlim(0, 1)
     axis.set_title("soft label of the crop", fontsize=10)
@@ -166,6 +167,7 @@ def _draw_bars(axis: Axes, classes: Sequence[int], label: Tensor, class_names: S
         axis.spines[side].set_visible(False)
 
 
-def _name(index: int, class_names: Sequence[str] | None) -> str:
-    name = str(index) if class_names is None else class_names[index]
+def _shown(index: int, class_names: Sequence[str] | None) -> str:
+    # With its index in front, for bars of equal names would be drawn as one.
+    name = class_for_people(index, class_names)
     return name if len(name) <= 22 else name[:21] + "…"

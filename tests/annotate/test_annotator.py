@@ -18,7 +18,7 @@ from torch.testing import assert_close
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 from tests.annotate.models import FourCorners, make_images, make_model
-from torchrelabel.annotate.annotator import Annotator, canonical_name, load_state_dict, weights_digest
+from torchrelabel.annotate.annotator import Annotator, canonical_name, load_checkpoint, weights_digest
 from torchrelabel.errors import TorchRelabelError, UnsupportedModel
 
 
@@ -224,19 +224,19 @@ class Evil:
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: Any, words: str) -> None:
     torch.save(content, tmp_path / "weights.pth")
     with pytest.raises(TorchRelabelError, match=words):
-        load_state_dict(tmp_path / "weights.pth")
+        load_checkpoint(tmp_path / "weights.pth")
 
 
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"\x00damaged\x00" * 5)
     with pytest.raises(TorchRelabelError, match=rf"The checkpoint '.*{name}'"):
-        load_state_dict(tmp_path / name)
+        load_checkpoint(tmp_path / name)
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"There is no checkpoint '.*nothing.pth'"):
-        load_state_dict(tmp_path / "nothing.pth")
+        load_checkpoint(tmp_path / "nothing.pth")
 
 
 def test_the_digest_of_the_weights_notices_a_name_a_type_a_shape_and_a_bit() -> None:

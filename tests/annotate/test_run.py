@@ -238,7 +238,7 @@ def test_folders_become_the_model_s_classes_when_they_are_all_there(tmp_path: Pa
 def test_other_folders_in_place_of_the_model_s_classes_are_refused(folder: Path, store: Path) -> None:
     run(folder, store)
     (folder / "b").rename(folder / "z")
-    with pytest.raises(SettingsDiffer, match=r"class_names\[0\]: 'b', now 'g'.*class_to_idx\['b'\]: 0, now None"):
+    with pytest.raises(SettingsDiffer, match=r"class_to_idx\['b'\]: 0, now None"):
         run(folder, store)
 
 

@@ -81,13 +81,14 @@ def write_store(path, root, keys, *, swapped=False, annotator=None, residual=Tru
     return path
 
 
-def write_block_store(path, blocks, *, swapped=False):
+def write_block_store(path, blocks, *, swapped=False, class_names=None):
     """One-hot maps of h x w = 3 x 5 cells, one a block; ``swapped``: 5 x 3."""
     with LabelStoreWriter(
         path,
         num_classes=C,
         top_k=1,
         score_kind="probability",
+        class_names=class_names,
         class_to_idx={name: number for number, name in enumerate(NAMES)},
     ) as writer:
         for key, classes in blocks.items():

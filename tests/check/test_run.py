@@ -12,6 +12,7 @@ from torch.testing import assert_close
 from torchvision.transforms import RandomResizedCrop
 
 from tests.check.colours import (
+    NAMES,
     SIZE,
     C,
     ColourModel,
@@ -23,6 +24,7 @@ from tests.check.colours import (
 )
 from torchrelabel import LabelPooling, LabelStore, LabelStoreWriter, MissingLabelMap, ViewBox
 from torchrelabel.annotate import annotate
+from torchrelabel.annotate.class_names import imagenet_synsets, in_words
 from torchrelabel.annotate.crops import draw_crops, pool_crops
 from torchrelabel.check import check
 from torchrelabel.check.run import _class_table
@@ -171,6 +173,49 @@ def test_a_part_of_imagenet_has_the_class_numbers_of_all_of_it(folders, num_clas
     table, why_not = _class_table(header)
     assert table == expected
     assert why_not == "" if expected else "the store knows 2 folders" in why_not
+
+
+@pytest.mark.parametrize("of", ["folders", "words"])
+def test_boxes_named_by_folder_or_by_word_are_found_in_a_store_whose_classes_have_words(painted, tmp_path, of):
+    words_of = {name: f"word {number}" for number, name in enumerate(NAMES)}
+    blocks = paint_folder(tmp_path / "data")
+    write_block_store(tmp_path / "maps.lmdb", blocks, class_names=list(words_of.values()))
+    write_boxes_of_blocks(tmp_path / "boxes", blocks)
+    if of == "words":
+        for path in (tmp_path / "boxes").rglob("*.xml"):
+            text = path.read_text()
+            for name, word in words_of.items():
+                text = text.replace(f"<name>{name}</name>", f"<name>{word}</name>")
+            path.write_text(text)
+    report = run(tmp_path, boxes=tmp_path / "boxes")
+    assert (report.overlap.unknown, report.overlap.boxes) == (0, 12 * 15)
+    assert report.orientation[0].score_as_stored == 1.0
+
+
+def test_a_part_of_imagenet_whose_classes_have_words_has_the_class_numbers_of_all_of_it():
+    header = StoreHeader(
+        num_classes=1000,
+        top_k=1,
+        class_names=in_words(imagenet_synsets(1000)),
+        class_to_idx={"n02102040": 0, "n03000684": 1},
+    )
+    assert _class_table(header) == ({"n02102040": 217, "n03000684": 491}, "")
+
+
+@pytest.mark.parametrize(
+    ("class_names", "folder", "on_top"), [(None, "1", "4"), ([*"abcdef"], "1 b", "4 e")], ids=["numbers", "names"]
+)
+def test_what_is_most_often_on_top_instead_of_the_folders_class_is_named(tmp_path, class_names, folder, on_top):
+    blocks = {key: np.full((3, 5), number % C) for number, key in enumerate(paint_folder(tmp_path / "data"))}
+    wrong = [key for key in blocks if key.startswith(NAMES[1])]
+    for key in wrong:
+        blocks[key] = np.full((3, 5), 4)
+    write_block_store(tmp_path / "maps.lmdb", blocks, class_names=class_names)
+    boxes = write_boxes_of_blocks(tmp_path / "boxes", blocks)
+    report = run(tmp_path, boxes=boxes)
+    assert report.folder.mistaken == ((folder, on_top, 2),)
+    assert report.folder.label_map == 10 / 12
+    assert f"  {on_top} on top in {folder}: 2 images" in words(report)
 
 
 def test_other_weights_are_noted(painted):

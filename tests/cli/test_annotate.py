@@ -153,6 +153,23 @@ def test_a_head_that_does_not_commute_with_pooling_is_said(folder: Path, store: 
     ) == said
 
 
+def test_a_file_of_class_names_is_kept_in_the_store(folder: Path, store: Path) -> None:
+    torch.save(timm.create_model("resnet10t", num_classes=3).state_dict(), folder.parent / "w.pth")
+    names = folder.parent / "names.txt"
+    names.write_text("tench\ncoffee mug\nespresso\n")
+    result = annotate(folder, "-o", store, "--checkpoint", folder.parent / "w.pth", "--class-names", names)
+    assert result.exit_code == 0, result.stderr
+    assert LabelStore(store).header.class_names == ("tench", "coffee mug", "espresso")
+
+
+def test_a_file_with_too_few_class_names_is_an_error_that_says_both_numbers(folder: Path, store: Path) -> None:
+    names = folder.parent / "names.txt"
+    names.write_text("tench\nespresso\n")
+    result = annotate(folder, "-o", store, "--class-names", names)
+    assert result.exit_code == 1
+    assert "resnet10t has 1000 classes, and 2 class names were given, from 'tench' to 'espresso'." in result.stderr
+
+
 def test_a_checkpoint_is_annotated_with_statistics_that_are_said(folder: Path, store: Path) -> None:
     torch.save(timm.create_model("resnet10t", num_classes=7).state_dict(), folder.parent / "w.pth")
     result = annotate(folder, "-o", store, "--checkpoint", folder.parent / "w.pth", "--std", "0.4", "0.5", "0.6")

@@ -48,6 +48,7 @@ def test_info_says_what_is_in_the_store_of_this_folder(inside):
     result = invoke("info")
     assert result.exit_code == 0
     words = " ".join(result.stdout.split())
+    assert "class names class 0, class 1, class 2, ... (10)" in words
     for expected in ("label maps 2", "classes 10", "grid (h x w) 2 x 3", "codec float16", "model test_resnet"):
         assert expected in words
 
@@ -55,6 +56,7 @@ def test_info_says_what_is_in_the_store_of_this_folder(inside):
 def test_info_gives_the_same_as_json(inside):
     figures = json.loads(invoke("info", "maps.lmdb", "--json").stdout)
     assert (figures["records"], figures["num_classes"], figures["grid"]) == (2, 10, [2, 3])
+    assert figures["class_names"] == [*(f"class {i}" for i in range(9)), "ten"]
     assert figures["bytes_per_map"] == figures["bytes"] / 2
     assert figures["annotator"] == {"model": "test_resnet", "image_size": 64}
 
@@ -113,7 +115,26 @@ def test_show_draws_a_picture_and_prints_the_label_of_the_crop(inside, crop):
     assert result.exit_code == 0, result.stderr
     assert (inside / "label-map.svg").read_text().startswith("<?xml")
     top = result.stdout.splitlines()[1]
-    assert ("class 7" if crop == "0,0,1,1" else "class 3") in top
+    assert ("7 class 7" if crop == "0,0,1,1" else "3 class 3") in top
+
+
+def test_show_names_a_class_and_its_index_in_words_in_json_and_in_the_picture(inside):
+    entry = json.loads(invoke("show", KEYS[1], "--json", "--crop", "0,0,0.333,1").stdout)["label"][0]
+    assert (entry["class"], entry["name"]) == (3, "class 3")
+    assert "<!-- 3 class 3: in the crop" in (inside / "label-map.svg").read_text()
+
+
+def test_show_guesses_no_names_of_a_store_without_them(inside):
+    image = inside / "x.png"
+    PIL.Image.new("RGB", (17, 11)).save(image)
+    with LabelStoreWriter(inside / "old.lmdb", num_classes=1000, top_k=1, annotator={"model": "resnet50"}) as writer:
+        writer.put("x.png", np.full((1, 2, 3), 9.0), np.full((1, 2, 3), 967))
+    assert invoke("show", "x.png", "--store", "old.lmdb").stdout.splitlines()[1].split()[1:] == ["967"]
+    (entry,) = json.loads(invoke("show", "x.png", "--store", "old.lmdb", "--json").stdout)["label"]
+    assert (entry["class"], entry["name"]) == (967, None)
+    assert "<!-- 967: in the crop" in (inside / "label-map.svg").read_text()
+    assert "class names -" in " ".join(invoke("info", "old.lmdb").stdout.split())
+    assert json.loads(invoke("info", "old.lmdb", "--json").stdout)["class_names"] is None
 
 
 def test_a_picture_in_the_annotated_folder_does_not_become_one_of_its_images(inside):

@@ -888,6 +888,14 @@ def test_a_target_transform_that_numbers_the_classes_otherwise_is_refused(painte
         LabelMapDataset(images, painted.store)
 
 
+def test_classes_in_that_error_have_the_names_that_the_store_gives_them(painted: Painted, tmp_path: Path) -> None:
+    names = [f"name {index}" for index in range(C)]
+    LabelStoreWriter(tmp_path / "named.lmdb", num_classes=C, top_k=1, class_names=names).finish()
+    images = ImageFolder(painted.root, LEFT, target_transform=lambda target: (target + 1) % C)
+    with pytest.raises(ValueError, match="target_transform makes class 1 name 1 of class 0 name 0, and the soft"):
+        LabelMapDataset(images, tmp_path / "named.lmdb")
+
+
 @pytest.mark.parametrize(
     "target_transform",
     [lambda target: target - 1, lambda target: random.randrange(C), lambda target: int(torch.randperm(C)[target])],

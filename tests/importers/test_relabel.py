@@ -218,6 +218,15 @@ def test_as_many_folders_as_classes_name_the_classes_and_are_compared(tmp_path: 
     assert summary.agreement == 0.75
 
 
+def test_class_folders_that_are_imagenets_are_named_in_words(tmp_path: Path, store: Path) -> None:
+    for folder in ("n02102040", "n07920052", "n01440764"):
+        save(tmp_path / f"tree/{folder}/x.pt", torch.zeros(2, 1, 7, 5))
+    run(tmp_path / "tree", store, num_classes=3)
+    header = LabelStore(store).header
+    assert header.class_names == ("tench", "English springer", "espresso")
+    assert header.class_to_idx == {"n01440764": 0, "n02102040": 1, "n07920052": 2}
+
+
 def test_a_tree_of_the_other_format_is_an_error_that_names_it(tree: Path, store: Path) -> None:
     for seed, name in enumerate(NAMES):
         save(tree / f"{name}.pt", tensor(seed).half())

@@ -19,6 +19,7 @@ import timm.models
 import torch
 from torch import Tensor, nn
 
+from torchrelabel.annotate.class_names import names_held
 from torchrelabel.annotate.heads import CellHead
 from torchrelabel.annotate.images import check_interpolation
 from torchrelabel.errors import TorchRelabelError, UnsupportedModel
@@ -45,6 +46,18 @@ class TopScores(NamedTuple):
     image_scores: Tensor
 
 
+class Checkpoint(NamedTuple):
+    """What a file of weights holds.
+
+    Attributes:
+        state_dict: Names, without the prefixes of data parallelism and torch.compile, to tensors on the CPU.
+        class_names: Every list of names beside the weights that may be that of the classes.
+    """
+
+    state_dict: dict[str, Tensor]
+    class_names: list[tuple[str, ...]]
+
+
 class Annotator:
     """Predict class scores for every cell of an image.
 
@@ -64,6 +77,7 @@ class Annotator:
         enlarge: How many times as large images are shown for their cells. A crop is seen enlarged, too: what the model
             says of it is nearer to what it says of the cells of an enlarged image. Costs ``enlarge ** 2`` forward
             passes, besides the one for the whole image; 1 takes both from one.
+        class_names: What the C classes are called, if the weights came with names.
 
     Attributes:
         num_classes: C.
@@ -91,6 +105,7 @@ class Annotator:
         device: str | torch.device | None = None,
         amp: bool = False,
         enlarge: float = 1.0,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         if not 1 <= enlarge < math.inf:
             raise ValueError(f"enlarge must be 1 or more, got {enlarge}.")
@@ -108,6 +123,7 @@ class Annotator:
         self.interpolation = interpolation
         self.weights = weights
         self.amp = amp
+        self.class_names = class_names
         self.device = _resolve_device(device)
         self.weights_sha256 = weights_digest(model)
         # cuDNN's kernels for half precision want channels last; on a CPU the same would slow some models down.
@@ -165,14 +181,15 @@ class Annotator:
         """
         name = canonical_name(name)
         device = _resolve_device(device)
-        state_dict = None
+        state_dict: dict[str, Tensor] | None = None
+        named: list[tuple[str, ...]] = []
         cfg = None if ":" in name else timm.models.get_pretrained_cfg(name)
         if image_size is not None and image_size < 1:
             raise ValueError(f"image_size must be a number of pixels, 1 or more, got {image_size}.")
         if num_classes is not None and num_classes < 1:
             raise ValueError(f"num_classes must be 1 or more, got {num_classes}.")
         if checkpoint is not None:
-            state_dict = load_state_dict(checkpoint)
+            state_dict, named = load_checkpoint(checkpoint)
             if num_classes is None and cfg is not None:
                 num_classes = _classes_in(state_dict, cfg.classifier)
         elif num_classes is not None and pretrained and cfg is not None and num_classes != cfg.num_classes:
@@ -186,6 +203,8 @@ class Annotator:
         config: dict[str, Any] = model.pretrained_cfg
         if config["input_size"][0] != 3:
             raise UnsupportedModel(f"{name} takes {config['input_size'][0]} channels, and images here have 3 (RGB).")
+        if state_dict is None and pretrained:
+            named = names_held(config)
         if state_dict is None and pretrained and ":" not in name and "." not in name and config.get("tag"):
             name = f"{name}.{config['tag']}"  # the weights that timm takes today when none are named
         return cls(
@@ -199,6 +218,7 @@ class Annotator:
             device=device,
             amp=amp,
             enlarge=enlarge,
+            class_names=next((names for names in named if len(names) == model.num_classes), None),
         )
 
     def enlarged(self, enlarge: float) -> Annotator:
@@ -218,6 +238,7 @@ class Annotator:
             device=self.device,
             amp=self.amp,
             enlarge=enlarge,
+            class_names=self.class_names,
         )
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -382,15 +403,12 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read the weights out of a checkpoint, without executing code.
+def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read the weights out of a checkpoint, and the names beside them, without executing code.
 
     Args:
         path: A ``.safetensors`` file, or what ``torch.save`` wrote: a state dict, or a dict that holds one under
             ``state_dict_ema``, ``model_ema``, ``state_dict`` or ``model`` (the first of these).
-
-    Returns:
-        Names, without the prefixes of data parallelism and torch.compile, to tensors on the CPU.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -417,6 +435,7 @@ def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # safetensors and torch raise many kinds for a damaged file
         raise TorchRelabelError(f"The checkpoint {str(path)!r} cannot be read: {_first_line(error)}") from error
+    class_names = names_held(content)
     for key in _STATE_DICT_KEYS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -427,7 +446,8 @@ def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             f"The checkpoint {str(path)!r} holds no state dict, but {got}. It must be one, or hold one under "
             f"{', '.join(_STATE_DICT_KEYS)}."
         )
-    return {_unwrapped(str(name)): value for name, value in content.items() if isinstance(value, Tensor)}
+    state_dict = {_unwrapped(str(name)): value for name, value in content.items() if isinstance(value, Tensor)}
+    return Checkpoint(state_dict, class_names)
 
 
 def _namespaces_allowed() -> contextlib.AbstractContextManager[Any]:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from torchrelabel.annotate.annotator import Annotator, TopScores, spaced
 from torchrelabel.annotate.archives import read_dataset
 from torchrelabel.annotate.calibrate import FEWEST_IMAGES, CropFit, calibrate
+from torchrelabel.annotate.class_names import choose_class_names, names_to_store, read_class_names
 from torchrelabel.annotate.folder_order import renumbered
 from torchrelabel.annotate.images import ImagesFound, ImagesToAnnotate, LoadedBatch, collate, find_images
 from torchrelabel.errors import StoreError, TorchRelabelError, UnsupportedModel
@@ -144,6 +145,7 @@ def annotate(
     enlarge: float | None = None,
     image_top_k: int | None = None,
     shards: int | None = None,
+    class_names: str | os.PathLike[str] | Sequence[str] | None = None,
     progress: bool = True,
 ) -> Summary:
     """Write the label maps of a folder's images to a store.
@@ -177,15 +179,18 @@ def annotate(
             calibrated; 0 for none, which makes label maps as the paper has them. If None: all up to 1,024 classes, 256
             of more, and 0 without a residual.
         shards: LMDB files in the store; one per rank, or as the existing store has, if None.
+        class_names: What the classes are called, in the order of the model's outputs; or a file of names: one a line,
+            or a JSON list or object. If None, the names that the checkpoint holds, those of the class folders, or
+            ImageNet's.
         progress: Show progress and notes on stderr (rank 0 only).
 
     Returns:
         What was done.
 
     Raises:
-        FileNotFoundError: If the folder or the checkpoint does not exist.
+        FileNotFoundError: If the folder, the checkpoint or the file of class names does not exist.
         NotADirectoryError: If ``data`` is a file.
-        ValueError: If an argument is out of range, or the folder holds no image.
+        ValueError: If an argument is out of range, the folder holds no image, or there is not one name for each class.
         SettingsDiffer: If the store was begun with other settings, naming each.
         StoreInUse: If another process writes to it.
         StoreError: If ``output`` exists and is no store.
@@ -197,6 +202,7 @@ def annotate(
             raise ValueError(f"{name} must be {lowest} or more, got {value}.")
     rank = _Rank.from_environment()
     output = Path(output)
+    given_names = None if class_names is None else read_class_names(class_names)
     shards = _shards(output, shards, rank)
     found = _find(data, output, dataset, split)
     if not found.keys:
@@ -256,6 +262,9 @@ def annotate(
         folders is not None and len(folders) == classes and any(found.class_of(key) is not None for key in keys[:1])
     )
 
+    names: Sequence[str] | None = choose_class_names(annotator, folders if folders_are_classes else None, given_names)
+    if given_names is None:
+        names = names_to_store(output, names)
     other_order = renumbered(folders) if folders and folders_are_classes else {}
     own = [shard for shard in range(shards) if rank.owns(shard)]
     settings: dict[str, Any] = {
@@ -267,7 +276,7 @@ def annotate(
         "annotator": annotator.description(),
         "grid": annotator.grid,
         "image_top_k": image_top_k,
-        "class_names": sorted(folders, key=folders.__getitem__) if folders and folders_are_classes else None,
+        "class_names": names,
         "class_to_idx": folders,
     }
     counted = {"count": len(storable), "fingerprint": fingerprint(storable)}

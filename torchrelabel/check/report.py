@@ -19,11 +19,13 @@ class FolderAgreement:
         images: How many were compared.
         label_map: Share of them whose pooled label has the folder's class on top.
         model: Share of them that the model takes for the folder's class; None without a model.
+        mistaken: What is most often on top of the pooled label instead: ``(folder's class, class on top, images)``.
     """
 
     images: int
     label_map: float
     model: float | None
+    mistaken: tuple[tuple[str, str, int], ...]
 
 
 @dataclass

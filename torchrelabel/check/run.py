@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
 import torch
 
 from torchrelabel.annotate import Annotator
+from torchrelabel.annotate.class_names import imagenet_synsets
 from torchrelabel.annotate.crops import pool_crops
 from torchrelabel.annotate.images import ImagesFound, find_images
 from torchrelabel.annotate.made_by import annotator_of, differences
@@ -22,11 +25,14 @@ from torchrelabel.check.report import FolderAgreement, Report
 from torchrelabel.data.records import label_map_of
 from torchrelabel.errors import DamagedRecord
 from torchrelabel.store import LabelStore, StoreHeader
+from torchrelabel.store.header import class_for_people
 
 CROPS_AN_IMAGE = 100  # of the box analyses, as in the paper
 
 # Rounding in the store, and bfloat16, may exchange classes that are nearly equal; no more than that.
 _SAME_CELLS = 0.9
+
+_MISTAKEN_SHOWN = 3
 
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
@@ -213,11 +219,7 @@ def _imagenet_indices(num_classes: int) -> dict[str, int]:
 
     For folders that are a part of ImageNet, annotated with a model of all of it.
     """
-    import timm.data
-
-    known: Any = timm.data  # which is not typed
-    release = known.infer_imagenet_subset({"num_classes": num_classes})
-    return {} if release is None else {name: i for i, name in enumerate(known.ImageNetInfo(release).label_names())}
+    return {name: index for index, name in enumerate(imagenet_synsets(num_classes))}
 
 
 def _folder_agreement(
@@ -229,6 +231,7 @@ def _folder_agreement(
 ) -> FolderAgreement | None:
     whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
     hits, model_hits = [], []
+    mistaken: Counter[tuple[int, int]] = Counter()
     for key in keys:
         label = table.get(key.partition("/")[0]) if "/" in key else None
         if label is None:
@@ -239,9 +242,17 @@ def _folder_agreement(
             broken[key] = str(error)
             continue
         pooled = pool_crops(label_map_of(record, store.header, (1, 1)), whole)[0]
-        hits.append(int(pooled.argmax()) == label)
+        on_top = int(pooled.argmax())
+        hits.append(on_top == label)
+        mistaken[label, on_top] += on_top != label
         model_hits.append(top_classes is not None and top_classes[key] == label)
     if not hits:
         return None
     count = len(hits)
-    return FolderAgreement(count, sum(hits) / count, None if top_classes is None else sum(model_hits) / count)
+    shown = partial(class_for_people, class_names=store.header.class_names)
+    return FolderAgreement(
+        count,
+        sum(hits) / count,
+        None if top_classes is None else sum(model_hits) / count,
+        tuple((shown(label), shown(top), n) for (label, top), n in mistaken.most_common(_MISTAKEN_SHOWN) if n),
+    )

@@ -22,6 +22,7 @@ def words(report: Report) -> str:
             "",
             f"Of {report.folder.images} whole images, the top class of the pooled label is the folder's: "
             f"{report.folder.label_map:.1%}{own}",
+            *(f"  {on_top} on top in {folder}: {images} images" for folder, on_top, images in report.folder.mistaken),
         ]
     else:
         lines += ["", f"Agreement with the folders' labels cannot be told: {report.folder_unknown}."]

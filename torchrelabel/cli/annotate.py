@@ -76,6 +76,12 @@ _FAILURES_SHOWN = 20
     "[default: all up to 1024 classes, 256 of more]",
 )
 @click.option("--shards", type=click.IntRange(1), help="LMDB files in the store. [default: one per rank]")
+@click.option(
+    "--class-names",
+    type=click.Path(),
+    metavar="FILE",
+    help="One name a line, or a .json list or object. [default: the checkpoint's, the folders', ImageNet's]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def annotate(as_json: bool, data: str, output: str, **options: Any) -> None:
     """Write the label maps of the images in DATA (a folder or a tar file, default: here) to a store.

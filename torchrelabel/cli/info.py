@@ -14,6 +14,7 @@ _LABELS = {
     "failures": "images that failed",
     "complete": "complete",
     "num_classes": "classes",
+    "class_names": "class names",
     "top_k": "classes kept per cell",
     "residual": "residual",
     "score_kind": "scores",
@@ -28,6 +29,8 @@ _LABELS = {
     "format_version": "format version",
 }
 
+_NAMES_SHOWN = 3
+
 
 @click.command(epilog="Example: torchrelabel info imagenet.lmdb")
 @click.argument("store", default="maps.lmdb", type=click.Path())
@@ -39,6 +42,7 @@ def info(store: str, as_json: bool) -> None:
         click.echo(json.dumps(figures, indent=2))
         return
     click.echo(store)
+    figures["class_names"] = figures["class_names"] and _first(figures["class_names"])
     for name, label in _LABELS.items():
         click.echo(f"  {label:26} {_shown(figures[name])}")
     click.echo("  annotator")
@@ -59,6 +63,7 @@ def _figures(path: str) -> dict[str, Any]:
         "failures": len(store.failures),
         "complete": header.complete,
         "num_classes": header.num_classes,
+        "class_names": header.class_names and list(header.class_names),
         "top_k": header.top_k,
         "residual": header.residual,
         "score_kind": header.score_kind,
@@ -79,6 +84,12 @@ def _allocated(file: Path) -> int:
     """Bytes that a file occupies; LMDB files may be sparse. Windows does not tell, and has no sparse ones here."""
     status = file.stat()
     return getattr(status, "st_blocks", -(-status.st_size // 512)) * 512
+
+
+def _first(names: list[str]) -> str:
+    # The name of a folder need not be UTF-8.
+    shown = ", ".join(names[:_NAMES_SHOWN]).encode("utf-8", "backslashreplace").decode()
+    return f"{shown}{', ...' if len(names) > _NAMES_SHOWN else ''} ({len(names)})"
 
 
 def _shown(value: Any) -> str:

@@ -64,6 +64,7 @@ def show(
     from torchrelabel.data.records import label_map_of
     from torchrelabel.pooling import LabelPooling
     from torchrelabel.store import LabelStore
+    from torchrelabel.store.header import class_for_people
     from torchrelabel.view_box import ViewBox
     from torchrelabel.viz import draw_label_map, save_picture
 
@@ -81,9 +82,9 @@ def show(
     save_picture(figure, output)
     label = pooling(label_map)
     top = label.topk(min(header.top_k, header.num_classes))
-    names = header.class_names or [str(index) for index in range(header.num_classes)]
+    names = header.class_names
     shares = [
-        {"class": index, "name": names[index], "share": round(share, 4)}
+        {"class": index, "name": names and names[index], "share": round(share, 4)}
         for index, share in zip(top.indices.tolist(), top.values.tolist(), strict=True)
     ]
     if as_json:
@@ -91,4 +92,4 @@ def show(
         return
     click.echo(f"{output}: {key}, crop {crop}")
     for entry in shares:
-        click.echo(f"  {entry['share']:7.4f}  {entry['name']}")
+        click.echo(f"  {entry['share']:7.4f}  {class_for_people(entry['class'], names)}")

@@ -40,6 +40,7 @@ from torchrelabel.errors import CropNotSeen, UntrackedTransformError
 from torchrelabel.label_map import LabelMap
 from torchrelabel.pooling import LabelPooling
 from torchrelabel.store import LabelStore
+from torchrelabel.store.header import class_for_people
 from torchrelabel.transforms import Finding, check_pipeline
 from torchrelabel.transforms._likeness import size_of
 from torchrelabel.transforms._loading import LoadingSample, loading_sample
@@ -585,7 +586,7 @@ def _agreed_num_classes(
             f"{stored}: the same index would mean another class. Annotate the images with a model of {own} classes."
         )
     if classes is not None and own == stored:
-        _check_target_transform(getattr(leaf, "target_transform", None), own)
+        _check_target_transform(getattr(leaf, "target_transform", None), own, getattr(header, "class_names", None))
     # Folders are classes only where there is one for each.
     if theirs and ours and len(theirs) == len(ours) == stored and (classes is None or len(classes) == stored):
         for name in sorted(theirs.keys() & ours.keys()):
@@ -599,7 +600,7 @@ def _agreed_num_classes(
     return stored
 
 
-def _check_target_transform(target_transform: Any, num_classes: int) -> None:
+def _check_target_transform(target_transform: Any, num_classes: int, class_names: Sequence[str] | None) -> None:
     """Raise if it numbers the classes otherwise: a soft label never passes through it."""
     if not callable(target_transform):
         return
@@ -618,8 +619,9 @@ def _check_target_transform(target_transform: Any, num_classes: int) -> None:
     if first == again and sorted(first) == list(range(num_classes)) != first:
         index = next(index for index, made in enumerate(first) if made != index)
         raise ValueError(
-            f"The dataset's target_transform makes class {first[index]} of class {index}, and the soft labels keep the "
-            f"numbers of the annotator's classes. Leave it out, or annotate with a model of that order."
+            f"The dataset's target_transform makes class {class_for_people(first[index], class_names)} of class "
+            f"{class_for_people(index, class_names)}, and the soft labels keep the numbers of the annotator's classes. "
+            f"Leave it out, or annotate with a model of that order."
         )
 
 

@@ -216,7 +216,7 @@ def write_store(
     with LabelStoreWriter(
         output,
         annotator={**description, "imported": True, "torchrelabel": _version_that_began(output)},
-        class_names=sorted(images.folders) if images.folders else None,
+        class_names=_class_names(output, images.folders),
         class_to_idx=images.folders,
         resume=True,
         **settings,
@@ -256,6 +256,15 @@ def write_store(
         summary.agreement = hits / summary.imported if images.folders else None
     summary.bytes_after = sum(occupied(path) for path in output.iterdir())
     return summary
+
+
+def _class_names(output: Path, folders: Mapping[str, int] | None) -> Sequence[str] | None:
+    if not folders:
+        return None
+    # Here, since it imports timm, which takes seconds.
+    from torchrelabel.annotate.class_names import in_words, names_to_store
+
+    return names_to_store(output, in_words(sorted(folders, key=folders.__getitem__)))
 
 
 def say(summary: Summary, text: str, progress: bool) -> None:

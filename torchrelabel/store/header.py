@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -246,6 +246,14 @@ class StoreHeader:
             class_to_idx=self.class_to_idx if keep_table else given.class_to_idx,
             dataset=given.dataset or self.dataset,
         )
+
+
+def class_for_people(index: int, class_names: Sequence[str] | None) -> str:
+    """A class as people are shown it, with its name where there are names: ``"967 espresso"`` or ``"967"``."""
+    if class_names is None:
+        return str(index)
+    # The name of a folder need not be UTF-8; its odd bytes become \udcXX rather than an error on printing.
+    return f"{index} {class_names[index]}".encode("utf-8", "backslashreplace").decode()
 
 
 # The field that has no name of its own on disk.
