@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torchvision.ops import roi_align
 from torchvision.transforms.v2 import functional as F
@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import functional as F
 from tests.references.label_maps import dense_by_loops, label_maps, make_label_map, view_boxes
 from tests.references.sampling import pool_points, softmax
 from torchrelabel import LabelMap, LabelMapBatch, LabelPooling, ViewBox
+from torchrelabel.calibration import Calibration
 from torchrelabel.pooling import dense_scores, pool_dense
 
 OUTPUT_SIZES = st.one_of(st.just(1), st.tuples(st.integers(1, 4), st.integers(1, 4)))
@@ -84,6 +85,103 @@ def test_the_dense_way_equals_the_call_of_the_papers_code(box):
     assert_close(pool_dense(label_map), papers)
 
 
+# --- calibrated labels ---
+
+CALIBRATION = Calibration((0.7, -0.2, 0.1), (0.4, 0.3, 0.05), 0.08)
+
+
+def calibrated_by_loops(label_map, bins=(1, 1)):
+    """Labels ``[C, gh, gw]`` by the slow way: the dense map by loops, points one by one, weights by hand."""
+    x1, y1, x2, y2 = (min(max(end, 0.0), 1.0) for end in label_map.view_box)
+    area = abs((x2 - x1) * (y2 - y1)) / (bins[0] * bins[1])
+    if area == 0:
+        return np.full((label_map.num_classes, *bins), 1 / label_map.num_classes)
+    log_area = np.log(max(area, 0.08))
+    of_map = 0.7 - 0.2 * log_area + 0.1 * log_area**2
+    of_image = 0.4 + 0.3 * log_area + 0.05 * log_area**2
+    pooled = pool_points(dense_by_loops(label_map, "auto"), exactly(label_map.view_box), bins)
+    return softmax(of_map * pooled + of_image * label_map.image_scores.double().numpy()[:, None, None])
+
+
+@given(label_maps(score_kind="logit", calibration=CALIBRATION), OUTPUT_SIZES)
+@settings(max_examples=100)
+def test_a_calibrated_label_is_that_of_the_slow_way(label_map, output_size):
+    pooling = LabelPooling(output_size)
+    expected = calibrated_by_loops(label_map, pooling.output_size)
+    expected = expected if pooling.output_size != (1, 1) else expected[:, 0, 0]
+    # Half precision keeps 3 digits of the scores of the whole image, from which the tail of each cell is taken.
+    assert_close(pooling(label_map), expected, atol=2e-4)
+    assert_close(pool_dense(label_map, pooling), expected, atol=2e-4)
+
+
+@given(st.data(), st.integers(1, 5), OUTPUT_SIZES)
+@settings(max_examples=50)
+def test_a_calibrated_batch_gives_what_its_maps_give(data, size, output_size):
+    first = data.draw(label_maps(score_kind="logit", calibration=CALIBRATION))
+    boxes = [data.draw(view_boxes()) for _ in range(size)]
+    maps = [first.seen_through(box) for box in boxes]
+    pooling = LabelPooling(output_size)
+    assert_close(pooling(LabelMapBatch.stack(maps)), torch.stack([pooling(one) for one in maps]))
+
+
+@pytest.mark.parametrize("fill", ["zero", "residual"])
+def test_the_papers_rule_is_one_argument_away_from_a_calibrated_map(fill):
+    calibrated = make_label_map(calibration=CALIBRATION, view_box=ViewBox(0.1, 0.2, 0.7, 0.9))
+    plain = make_label_map(view_box=ViewBox(0.1, 0.2, 0.7, 0.9))
+    assert torch.equal(calibrated.scores, plain.scores)
+    assert_close(LabelPooling(fill=fill)(calibrated), LabelPooling(fill=fill)(plain), atol=0)
+    assert not torch.allclose(LabelPooling()(calibrated), LabelPooling(fill=fill)(plain), atol=0.01)
+
+
+def test_maps_that_nobody_calibrated_follow_the_papers_rule():
+    label_map = make_label_map(view_box=ViewBox(0.1, 0.2, 0.7, 0.9))
+    assert_close(LabelPooling()(label_map), LabelPooling(fill="zero")(label_map), atol=0)
+
+
+def test_the_smaller_a_crop_the_more_counts_what_its_cells_say():
+    corner = Calibration((1.0, -1.0), (1.0, 1.0), 0.05)
+    settings = {"num_classes": 3, "canvas_size": (17, 11), "calibration": corner}
+    scores, classes = torch.tensor([[[6.0]]]), torch.tensor([[[1]]])  # one cell, which is class 1
+    label_map = LabelMap(
+        scores, classes, residual=torch.tensor([[0.0]]), image_scores=torch.tensor([6.0, 0.0, 0.0]), **settings
+    )
+    whole, half, tenth = (LabelPooling()(label_map.seen_through(ViewBox(0, 0, 1, side))) for side in (1.0, 0.5, 0.1))
+    assert whole[1] < half[1] < tenth[1]
+    assert whole[0] > half[0] > tenth[0]
+
+
+def test_a_crop_smaller_than_those_of_the_calibration_counts_as_the_smallest():
+    label_map = make_label_map(grid=(1, 1), calibration=CALIBRATION)
+    one, other = (LabelPooling()(label_map.seen_through(ViewBox(0, 0, side, side))) for side in (0.08**0.5, 0.01))
+    assert_close(one, other)
+
+
+def test_a_sure_image_leaves_a_finite_label():
+    # The class that the cell keeps has all but 1e-18 of the whole image, so that nothing is left for the others.
+    label_map = LabelMap(
+        torch.tensor([[[40.0]]]),
+        torch.tensor([[[0]]]),
+        num_classes=3,
+        canvas_size=(17, 11),
+        residual=torch.tensor([[-2.0]]),
+        image_scores=torch.tensor([40.0, -2.0, -3.0]),
+        calibration=CALIBRATION,
+    )
+    label = LabelPooling()(label_map)
+    assert label.isfinite().all()
+    assert label[0] > 0.99
+
+
+def test_probabilities_cannot_be_calibrated():
+    with pytest.raises(ValueError, match="The image_scores of a label map are logits"):
+        make_label_map(score_kind="probability", calibration=CALIBRATION)
+
+
+def test_a_calibration_needs_the_residual():
+    with pytest.raises(ValueError, match="needs its image_scores, and its residual unless K = C"):
+        make_label_map(residual=False, calibration=CALIBRATION)
+
+
 # --- the fast way ---
 
 
@@ -126,6 +224,7 @@ def test_every_activation_and_temperature_equals_the_dense_way(label_map, temper
     if activation is None:
         assert_close(label * temperature, expected * temperature)
     elif activation == "argmax":
+        assume(expected.max() > expected.min())  # a view that lies outside of the image shows no class
         assert sorted(label.tolist()) == [0.0] * (label_map.num_classes - 1) + [1.0]
         assert float((label * expected).sum()) == pytest.approx(float(expected.max()), abs=1e-4)
     else:
@@ -364,12 +463,12 @@ def test_pool_cells_is_the_weighted_mean_of_the_dense_map(fill):
     maps = [make_label_map(seed=seed) for seed in range(3)]
     weights = torch.rand(3, 7, 5)
     weights = weights / weights.sum((1, 2), keepdim=True)
-    pooled = LabelPooling(fill=fill).pool_cells(LabelMapBatch.stack(maps), weights)
+    pooled = LabelPooling(fill=fill).pool_cells(LabelMapBatch.stack(maps), weights, torch.ones(len(maps)))
     expected = [
         (dense_by_loops(one, fill) * share.numpy()).sum((1, 2)) for one, share in zip(maps, weights, strict=True)
     ]
     assert_close(pooled, np.stack(expected))
-    assert_close(LabelPooling(fill=fill).pool_cells(maps[1], weights[1]), expected[1])
+    assert_close(LabelPooling(fill=fill).pool_cells(maps[1], weights[1], torch.ones(())), expected[1])
 
 
 # --- as a module ---
@@ -453,7 +552,7 @@ def test_it_prints_its_settings():
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ({"fill": "zeros"}, "fill is one of 'zero', 'residual', got 'zeros'."),
+        ({"fill": "zeros"}, "fill is one of 'auto', 'zero', 'residual', got 'zeros'."),
         ({"activation": "sigmoid"}, "activation is one of 'auto', 'softmax', 'argmax', None, got 'sigmoid'."),
         ({"temperature": 0}, "temperature must be positive and finite, got 0."),
         ({"temperature": -1.5}, "temperature must be positive and finite, got -1.5."),

@@ -226,7 +226,8 @@ def pool_dense(label_maps: LabelMap | LabelMapBatch, pooling: LabelPooling | Non
     pooled = roi_align(dense[None], boxes_in_map, (1, 1), aligned=True, sampling_ratio=-1)  # [gh * gw, C, 1, 1]
     if pooling._calibrated(label_maps):
         x1, y1, x2, y2 = (min(max(end, 0.0), 1.0) for end in view_box)
-        of_map, of_image = label_maps.calibration.weights(abs((x2 - x1) * (y2 - y1)) / (gh * gw))  # type: ignore[union-attr]
+        area = abs((x2 - x1) * (y2 - y1)) / (gh * gw)
+        of_map, of_image = label_maps.calibration.weights(area) if area else (0.0, 0.0)  # type: ignore[union-attr]
         pooled = of_map * pooled + of_image * label_maps.image_scores.float()[:, None, None]  # type: ignore[union-attr]
     pooled = pooled.reshape(gh, gw, -1).permute(2, 0, 1)
     if pooling.output_size == (1, 1):

@@ -179,12 +179,12 @@ def add_a_class_folder(folder: Path, store: Path) -> None:
 
 
 def fail_an_image_that_is_gone(folder: Path, store: Path) -> None:
-    with LabelStoreWriter(store, num_classes=4, top_k=2, residual=True, resume=True) as writer:
+    with LabelStoreWriter(store, num_classes=4, top_k=2, residual=True, image_top_k=4, resume=True) as writer:
         writer.put_failure("gone.png", "no image")
 
 
 def begin_and_stop(folder: Path, store: Path) -> None:
-    LabelStoreWriter(store, num_classes=4, top_k=2, residual=True, resume=True).close()
+    LabelStoreWriter(store, num_classes=4, top_k=2, residual=True, image_top_k=4, resume=True).close()
 
 
 @pytest.mark.parametrize(

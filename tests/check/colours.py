@@ -74,7 +74,7 @@ def write_store(path, root, keys, *, swapped=False, annotator=None, residual=Tru
                 pixels = np.array(image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR))
             images = annotator.normalise(torch.from_numpy(pixels).permute(2, 0, 1)[None])
             top = annotator.top_scores(images, 3)
-            parts = [part[0].numpy() for part in top]
+            parts = [part[0].numpy() for part in top[:3] if part is not None]
             if swapped:
                 parts = [part.swapaxes(-1, -2) for part in parts]
             writer.put(key, parts[0], parts[1], parts[2] if residual else None)

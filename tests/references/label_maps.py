@@ -9,6 +9,7 @@ import torch
 from hypothesis import strategies as st
 
 from torchrelabel import LabelMap, ViewBox
+from torchrelabel.calibration import Calibration
 
 GRID = (7, 5)
 CANVAS = (17, 11)
@@ -23,11 +24,12 @@ def make_label_map(
     view_box: ViewBox = ViewBox(),
     score_kind: str = "logit",
     residual: bool = True,
+    calibration: Calibration | None = None,
     dtype: torch.dtype = torch.float32,
     classes_dtype: torch.dtype = torch.int64,
     seed: int = 0,
 ) -> LabelMap:
-    """A map of random scores and different classes in each cell."""
+    """A map of random scores and different classes in each cell, with scores of the whole image where calibrated."""
     rng = np.random.default_rng(seed)
     if score_kind == "logit":
         scores, left = rng.normal(0, 3, (top_k, *grid)), rng.normal(0, 3, grid)
@@ -43,6 +45,8 @@ def make_label_map(
         residual=torch.tensor(left, dtype=dtype) if residual else None,
         view_box=view_box,
         score_kind=score_kind,
+        image_scores=None if calibration is None else torch.tensor(rng.normal(0, 2, num_classes), dtype=dtype),
+        calibration=calibration,
     )
 
 
@@ -50,12 +54,20 @@ def dense_by_loops(label_map: LabelMap, fill: str = "zero") -> np.ndarray:
     """The dense map ``[C, h, w]``, cell by cell and class by class."""
     k, h, w = label_map.shape
     dense = np.zeros((label_map.num_classes, h, w))
+    if fill == "auto":
+        fill = "zero" if label_map.calibration is None else "image"
     for i in range(h):
         for j in range(w):
             if fill == "residual" and k < label_map.num_classes:
                 left = float(label_map.residual[i, j])
                 others = label_map.num_classes - k
                 dense[:, i, j] = left / others if label_map.score_kind == "probability" else left - np.log(others)
+            if fill == "image" and k < label_map.num_classes:
+                kept = set(label_map.classes[:, i, j].tolist())
+                others = [c for c in range(label_map.num_classes) if c not in kept]
+                of_image = label_map.image_scores.double().numpy()[others]
+                # They have the residual together, and among each other the proportions of the whole image.
+                dense[others, i, j] = of_image + float(label_map.residual[i, j]) - np.log(np.exp(of_image).sum())
             for c in range(k):
                 dense[int(label_map.classes[c, i, j]), i, j] = float(label_map.scores[c, i, j])
     return dense

@@ -77,9 +77,11 @@ def differences(annotator: Annotator, header: StoreHeader) -> list[str]:
             f"The weights are not those that made the store (SHA-256 {annotator.weights_sha256[:12]}..., there "
             f"{str(digest)[:12]}...): what disagrees may be the models."
         )
+    # The size for the cells follows from that of the input, where that is another one.
+    same_size = made_by.get("image_size") == here["image_size"]
     notes += [
         f"{name} is {here[name]!r} here, and was {made_by[name]!r} when the store was made."
-        for name in (*_INPUT, "map_size")
+        for name in (*_INPUT, *(["map_size"] if same_size else []))
         if name in made_by and made_by[name] != here[name]
     ]
     return notes
