@@ -20,6 +20,7 @@ from torchvision.ops import roi_align
 from torchvision.transforms import v2
 
 from torchrelabel import LabelMap, LabelMapBatch, LabelPooling
+from torchrelabel.calibration import Calibration
 from torchrelabel.pooling import dense_scores
 
 
@@ -27,7 +28,15 @@ def random_map(top_k: int, num_classes: int, grid: tuple[int, int]) -> LabelMap:
     """A map of random scores, seen through a random resized crop of a 375 x 500 image."""
     classes = torch.rand(num_classes, *grid).argsort(0)[:top_k].int()
     scores = torch.randn(top_k, *grid).mul(3).sort(0, descending=True).values
-    whole = LabelMap(scores, classes, num_classes=num_classes, canvas_size=(375, 500), residual=torch.randn(grid))
+    whole = LabelMap(
+        scores,
+        classes,
+        num_classes=num_classes,
+        canvas_size=(375, 500),
+        residual=torch.randn(grid),
+        image_scores=torch.randn(num_classes),
+        calibration=Calibration((0.6, 0.0, -0.1), (0.6, 0.8, 0.2), 0.08),
+    )
     _, seen = v2.RandomResizedCrop(224)(torch.zeros(3, 375, 500, dtype=torch.uint8), whole)
     assert isinstance(seen, LabelMap)
     return seen
@@ -44,6 +53,11 @@ def pool_dense_batch(batch: LabelMapBatch, pooling: LabelPooling) -> Tensor:
     index = torch.arange(len(batch), dtype=torch.float32)[:, None]
     dense = dense_scores(batch, pooling.fill)
     pooled = roi_align(dense, torch.cat([index, box_in_map], 1), pooling.output_size, aligned=True, sampling_ratio=-1)
+    if pooling.fill == "auto":
+        shown = (ends[:, 2:] - ends[:, :2]).prod(1).abs() / (pooled.shape[2] * pooled.shape[3])
+        weights = torch.tensor([batch.calibration.weights(area) for area in shown.tolist()])
+        of_image = batch.image_scores[:, :, None, None]
+        pooled = weights[:, :1, None, None] * pooled + weights[:, 1:, None, None] * of_image
     return pooling.activate(pooled[:, :, 0, 0] if pooling.output_size == (1, 1) else pooled)
 
 
@@ -70,7 +84,7 @@ def main() -> None:
     maps = [random_map(5, 1000, (15, 15)) for _ in range(arguments.batch)]
     for output_size, size, repeats in ((1, arguments.batch, arguments.repeats), ((14, 14), 8, 3)):
         batch = LabelMapBatch.stack(maps[:size])
-        for fill in ("zero", "residual"):
+        for fill in ("zero", "residual", "auto"):
             pooling = LabelPooling(output_size, fill)
             fast = fastest(lambda: pooling(batch), repeats) / size * 1e6  # noqa: B023 -- called before the next turn
             dense = fastest(lambda: pool_dense_batch(batch, pooling), min(repeats, 5)) / size * 1e6  # noqa: B023
@@ -80,7 +94,7 @@ def main() -> None:
                 f"{dense:8.1f} us, {dense / fast:5.0f} times as long; largest difference {difference:.1e}",
                 flush=True,
             )
-    for fill in ("zero", "residual"):
+    for fill in ("zero", "residual", "auto"):
         pooling = LabelPooling(fill=fill)
         one = fastest(lambda: pooling(maps[0]), arguments.repeats, inner=100) * 1e6  # noqa: B023
         print(f"output_size=1        fill={fill:8} one map alone: {one:.1f} us")

@@ -103,15 +103,15 @@ def calibrated_by_loops(label_map, bins=(1, 1)):
     return softmax(of_map * pooled + of_image * label_map.image_scores.double().numpy()[:, None, None])
 
 
-@given(label_maps(score_kind="logit", calibration=CALIBRATION), OUTPUT_SIZES)
+@given(label_maps(score_kind="logit", calibration=CALIBRATION, dtype=torch.float32), OUTPUT_SIZES)
 @settings(max_examples=100)
 def test_a_calibrated_label_is_that_of_the_slow_way(label_map, output_size):
     pooling = LabelPooling(output_size)
     expected = calibrated_by_loops(label_map, pooling.output_size)
     expected = expected if pooling.output_size != (1, 1) else expected[:, 0, 0]
-    # Half precision keeps 3 digits of the scores of the whole image, from which the tail of each cell is taken.
-    assert_close(pooling(label_map), expected, atol=2e-4)
-    assert_close(pool_dense(label_map, pooling), expected, atol=2e-4)
+    # What the classes not kept have of the whole image is one less what the others have, in single precision.
+    assert_close(pooling(label_map), expected, atol=1e-4)
+    assert_close(pool_dense(label_map, pooling), expected, atol=1e-4)
 
 
 @given(st.data(), st.integers(1, 5), OUTPUT_SIZES)

@@ -49,7 +49,8 @@ class LabelMap(TVTensor):
             maps have none.
         view_box: The part of the annotated image that the canvas shows, by default all of it.
         score_kind: ``"logit"`` or ``"probability"``.
-        image_scores: ``[C]``: the logits of the whole image, where the annotator was asked for them.
+        image_scores: ``[C]``: the logits of the whole image, where the annotator was asked for them, less their
+            logsumexp, so that they are logarithms of shares.
         calibration: How labels follow from both, as fitted to the annotator; needs ``image_scores``.
 
     Raises:
@@ -95,6 +96,8 @@ class LabelMap(TVTensor):
             residual = torch.as_tensor(residual, device=scores.device)
         if image_scores is not None:
             image_scores = torch.as_tensor(image_scores, device=scores.device)
+            if image_scores.is_floating_point() and image_scores.ndim:
+                image_scores = image_scores.float().log_softmax(-1).to(image_scores.dtype)
         _check_parts(scores, classes, residual, num_classes, score_kind, image_scores, calibration)
         lowest, highest = (int(bound) for bound in classes.long().aminmax())
         if lowest < 0 or highest >= num_classes:
@@ -260,7 +263,7 @@ class LabelMapBatch:
         canvas_sizes: ``(H, W)`` in pixels for each map.
         residual: ``[B, h, w]`` or None.
         score_kind: ``"logit"`` or ``"probability"``.
-        image_scores: ``[B, C]`` or None.
+        image_scores: ``[B, C]`` or None, as those of a :class:`LabelMap`.
         calibration: Of all of them, or None.
 
     Raises:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
+from torchrelabel.calibration import Calibration
 from torchrelabel.label_map import LabelMap, LabelMapBatch
 
 __all__ = ["LabelPooling", "dense_scores", "pool_dense"]
@@ -86,10 +87,11 @@ class LabelPooling(nn.Module):
     def forward(self, label_maps: LabelMap | LabelMapBatch) -> Tensor:
         """See the class."""
         _check_type(label_maps)
-        pooled = self._pool(label_maps, _cell_weights(label_maps, self.output_size))
+        weights = _cell_weights(label_maps, self.output_size)
         if self._calibrated(label_maps):
-            shown = _visible_area(label_maps) / math.prod(self.output_size)
-            pooled = _joined(label_maps, pooled, shown[:, None])
+            pooled = _pool_calibrated(label_maps, weights, _visible_area(label_maps) / math.prod(self.output_size))
+        else:
+            pooled = self._pool(label_maps, weights)
         if self.output_size == (1, 1):
             pooled = pooled[:, 0]
         else:
@@ -113,9 +115,11 @@ class LabelPooling(nn.Module):
         """
         _check_type(label_maps)
         batched = isinstance(label_maps, LabelMapBatch)
-        pooled = self._pool(label_maps, weights.flatten(1)[:, None] if batched else weights.reshape(1, 1, -1))
+        weights = weights.flatten(1)[:, None] if batched else weights.reshape(1, 1, -1)
         if self._calibrated(label_maps):
-            pooled = _joined(label_maps, pooled, area.reshape(-1, 1))
+            pooled = _pool_calibrated(label_maps, weights, area.reshape(-1))
+        else:
+            pooled = self._pool(label_maps, weights)
         return pooled[:, 0] if batched else pooled[0, 0]
 
     def _calibrated(self, label_maps: LabelMap | LabelMapBatch) -> bool:
@@ -127,16 +131,7 @@ class LabelPooling(nn.Module):
         k, num_classes = label_maps.scores.shape[-3], label_maps.num_classes
         scores = label_maps.scores.float().reshape(b, 1, k, cells)
         pooled = scores.new_zeros(b, tokens, num_classes)
-        if k == num_classes:
-            pass  # every class is kept
-        elif self._calibrated(label_maps):
-            of_image, base = _tail(label_maps)
-            base = base.reshape(b, 1, cells)
-            pooled = pooled + of_image.reshape(b, 1, num_classes) * weights.sum(2, keepdim=True)
-            pooled = pooled + (weights * base).sum(2, keepdim=True)
-            kept = label_maps.classes.long().reshape(b, k * cells)
-            scores = scores - base[:, None] - of_image.gather(1, kept).reshape(b, 1, k, cells)
-        elif self.fill == "residual":
+        if self.fill == "residual" and k < num_classes:
             base = _share_of_residual(label_maps, num_classes - k).reshape(b, 1, cells)
             pooled = pooled + (weights * base).sum(2, keepdim=True)
             scores = scores - base[:, None]
@@ -194,7 +189,9 @@ def dense_scores(label_maps: LabelMap | LabelMapBatch, fill: str = "auto") -> Te
     if others == 0:
         pass  # every class is kept
     elif fill == "auto" and label_maps.calibration is not None:
-        of_image, base = _tail(label_maps)
+        of_image = _of_image(label_maps)
+        kept = label_maps.classes.long().reshape(len(of_image), -1)
+        base = _base_of_tail(label_maps, of_image.gather(1, kept).reshape(len(of_image), scores.shape[-3], -1))
         dense += base.reshape(*batch, 1, *grid) + of_image.reshape(*batch, -1, 1, 1)
     elif fill == "residual":
         dense += _share_of_residual(label_maps, others).unsqueeze(-3)
@@ -254,40 +251,66 @@ def _share_of_residual(label_maps: LabelMap | LabelMapBatch, others: int) -> Ten
     return residual / others if label_maps.score_kind == "probability" else residual - math.log(others)
 
 
-def _tail(label_maps: LabelMap | LabelMapBatch) -> tuple[Tensor, Tensor]:
-    """The logits that the classes not kept in a cell have, which share its residual as they do in the whole image.
+def _pool_calibrated(label_maps: LabelMap | LabelMapBatch, weights: Tensor, area: Tensor) -> Tensor:
+    """The logits of regions by the rule that the maps were calibrated for, ``[B, T, C]``.
 
-    Returns:
-        ``[B, C]`` and ``[B, h * w]``: the logit of a class in a cell is the sum of the two.
+    Args:
+        label_maps: With a calibration.
+        weights: How much each cell counts for each token, ``[B, T, h * w]``.
+        area: The share of the annotated image that each token covers, ``[B]``. Where that is none, all classes get
+            the same.
     """
-    if label_maps.residual is None or label_maps.image_scores is None:
-        raise ValueError("Calibrated maps have a residual and image_scores, and these lack one.")
-    of_image = label_maps.image_scores.float().reshape(-1, label_maps.num_classes)
-    b, k = len(of_image), label_maps.scores.shape[-3]
-    of_image = of_image.log_softmax(1)
-    kept = label_maps.classes.long().reshape(b, -1)
-    share_kept = of_image.gather(1, kept).exp().reshape(b, k, -1).sum(1)
-    # Single precision leaves nothing of a rest below this; such an image is sure of what the cell keeps.
-    rest = (1 - share_kept).clamp(min=1e-6).log()
-    return of_image, label_maps.residual.float().reshape(b, -1) - rest
+    b, tokens, cells = weights.shape
+    k, num_classes = label_maps.scores.shape[-3], label_maps.num_classes
+    of_map, of_image = _weights_of(label_maps.calibration, area[:, None])  # [B, 1]
+    image_scores, kept = _of_image(label_maps), label_maps.classes.long().reshape(b, k * cells)
+    scores = label_maps.scores.float().reshape(b, k, cells)
+    if k < num_classes:
+        image_scores_kept = image_scores.gather(1, kept).reshape(b, k, cells)
+        base = _base_of_tail(label_maps, image_scores_kept)
+        # A class has the score base + image_scores in the cells that do not keep it. So that only those that do need be
+        # gone through, it has that everywhere, and a cell that keeps it adds the difference.
+        scores = scores - base[:, None] - image_scores_kept
+        everywhere = of_map * (weights * base[:, None]).sum(2)
+        of_image = of_image + of_map * weights.sum(2)
+    else:
+        everywhere = torch.zeros_like(of_map)
+    weighted = (weights[:, :, None] * scores[:, None]).reshape(b, tokens, k * cells)
+    pooled = weighted.new_zeros(b, tokens, num_classes)
+    pooled.scatter_add_(2, kept[:, None].expand(b, tokens, k * cells), weighted)
+    pooled.mul_(of_map[..., None]).addcmul_(of_image[..., None], image_scores[:, None])
+    return pooled.add_(everywhere[..., None])
 
 
-def _joined(label_maps: LabelMap | LabelMapBatch, pooled: Tensor, area: Tensor) -> Tensor:
-    """The logits of crops, ``[B, T, C]``, from those pooled of the map, of ``area`` ``[B, 1]`` of the image.
-
-    Where nothing of the image is to be seen, all classes get the same.
-    """
-    calibration, image_scores = label_maps.calibration, label_maps.image_scores
+def _weights_of(calibration: Calibration | None, area: Tensor) -> tuple[Tensor, Tensor]:
+    """As `Calibration.weights`, for a tensor of areas."""
     assert calibration is not None
-    assert image_scores is not None  # without which there is no calibration
     log_area = area.clamp(calibration.smallest_area, 1).log()
-    powers = [log_area**power for power in range(len(calibration.map_weights))]
-    of_map, of_image = (
-        sum(weight * power for weight, power in zip(weights, powers, strict=True)) * (area > 0)
-        for weights in (calibration.map_weights, calibration.image_weights)
-    )
-    of_whole = image_scores.float().reshape(len(pooled), 1, -1)
-    return of_map[..., None] * pooled + of_image[..., None] * of_whole
+    powers = torch.stack([log_area**power for power in range(len(calibration.map_weights))])
+    both = torch.tensor([calibration.map_weights, calibration.image_weights], dtype=area.dtype).to(area.device)
+    of_map, of_image = torch.tensordot(both, powers, 1) * (area > 0)
+    return of_map, of_image
+
+
+def _of_image(label_maps: LabelMap | LabelMapBatch) -> Tensor:
+    """The scores of whole images, ``[B, C]``."""
+    assert label_maps.image_scores is not None  # without which there is no calibration
+    return label_maps.image_scores.float().reshape(-1, label_maps.num_classes)
+
+
+def _base_of_tail(label_maps: LabelMap | LabelMapBatch, image_scores_kept: Tensor) -> Tensor:
+    """What to add to a class's score for the whole image where a cell does not keep it, ``[B, h * w]``.
+
+    The classes that a cell does not keep have its residual together, in the proportions of the whole image.
+
+    Args:
+        label_maps: With a calibration.
+        image_scores_kept: Scores for the whole image of the classes that each cell keeps, ``[B, K, h * w]``.
+    """
+    assert label_maps.residual is not None  # without which there is no calibration
+    # Single precision leaves nothing of a rest below 1e-6; such an image is sure of what the cell keeps.
+    rest = (1 - image_scores_kept.exp().sum(1)).clamp(min=1e-6).log()
+    return label_maps.residual.float().reshape(len(rest), -1) - rest
 
 
 def _visible_area(label_maps: LabelMap | LabelMapBatch) -> Tensor:

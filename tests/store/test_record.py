@@ -228,6 +228,7 @@ def test_scores_may_be_any_float(dtype):
 
 WITH_IMAGE = StoreHeader(num_classes=20, top_k=3, residual=True, image_top_k=20)
 OF_IMAGE = np.linspace(-2, 4.3, 20)[::-1]  # 64 steps of a tenth
+OF_IMAGE = OF_IMAGE - np.log(np.exp(OF_IMAGE).sum())
 
 
 def test_the_scores_of_a_whole_image_are_byte_exact():
@@ -235,7 +236,7 @@ def test_the_scores_of_a_whole_image_are_byte_exact():
     (length,) = struct.unpack_from("<I", record, 9)
     section = record[13 : 13 + length]
     assert record[8] == 2
-    assert struct.unpack_from("<2f", section) == (-2.0, np.float32(4.3))
+    assert struct.unpack_from("<2f", section) == (np.float32(OF_IMAGE[-1]), np.float32(OF_IMAGE[0]))
     steps = zlib.decompress(section[8:], wbits=-15)
     assert list(steps) == [round(63 * place / 19) for place in range(19, -1, -1)]
     unread = unpack_record(HEADER, NAME, memoryview(pack_record(HEADER, NAME, *make_map(residual=True))))
@@ -254,6 +255,7 @@ def test_the_scores_of_a_whole_image_come_back_to_half_a_step():
 def test_classes_beyond_the_best_of_a_whole_image_share_what_they_come_to(num_classes):
     header = StoreHeader(num_classes=num_classes, top_k=3, residual=True, image_top_k=4)
     scores = np.random.default_rng(0).permutation(np.linspace(-3, 6, num_classes))
+    scores -= np.log(np.exp(scores).sum())
     record = pack_record(header, NAME, *make_map(residual=True), image_scores=scores)
     got = unpack_record(header, NAME, memoryview(record)).image_scores.astype(np.float64)
     best = np.argsort(scores)[-4:]
@@ -265,7 +267,16 @@ def test_classes_beyond_the_best_of_a_whole_image_share_what_they_come_to(num_cl
 
 def test_scores_of_a_whole_image_that_are_all_the_same_come_back():
     record = pack_record(WITH_IMAGE, NAME, *make_map(residual=True), image_scores=np.full(20, 1.5))
-    assert_array_equal(unpack_record(WITH_IMAGE, NAME, memoryview(record)).image_scores, np.full(20, 1.5, np.float32))
+    got = unpack_record(WITH_IMAGE, NAME, memoryview(record)).image_scores
+    assert_array_equal(got, np.full(20, -np.log(20), np.float32))
+
+
+def test_scores_of_a_whole_image_are_kept_less_their_logsumexp():
+    one, other = (
+        pack_record(WITH_IMAGE, NAME, *make_map(residual=True), image_scores=OF_IMAGE + shift) for shift in (0.0, 50.0)
+    )
+    first, second = (unpack_record(WITH_IMAGE, NAME, memoryview(record)).image_scores for record in (one, other))
+    np.testing.assert_allclose(first, second, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ _LABELS = {
     "class_names": "class names",
     "top_k": "classes kept per cell",
     "residual": "residual",
+    "image_top_k": "classes of whole images",
+    "calibration": "labels calibrated",
     "score_kind": "scores",
     "grid": "grid (h x w)",
     "coverage": "part of the image covered",
@@ -43,6 +45,7 @@ def info(store: str, as_json: bool) -> None:
         return
     click.echo(store)
     figures["class_names"] = figures["class_names"] and _first(figures["class_names"])
+    figures["calibration"] = figures["calibration"] and _fit(figures["calibration"])
     for name, label in _LABELS.items():
         click.echo(f"  {label:26} {_shown(figures[name])}")
     click.echo("  annotator")
@@ -66,6 +69,8 @@ def _figures(path: str) -> dict[str, Any]:
         "class_names": header.class_names and list(header.class_names),
         "top_k": header.top_k,
         "residual": header.residual,
+        "image_top_k": header.image_top_k,
+        "calibration": None if header.calibration is None else header.calibration.as_dict(),
         "score_kind": header.score_kind,
         "grid": list(header.grid) if header.grid else None,
         "coverage": header.coverage if isinstance(header.coverage, str) else list(header.coverage),
@@ -104,3 +109,14 @@ def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {inner}" for name, inner in value.items()) or "-"
     return str(value)
+
+
+def _fit(calibration: dict[str, Any]) -> str:
+    """How near calibrated labels are to the annotator, as far as that was kept."""
+    fit = calibration["fit"]
+    if not fit:
+        return "yes"
+    return (
+        f"KL {fit['kl']:.2f}, same top class {fit['agreement']:.0%} (one label an image: {fit['kl_whole']:.2f}, "
+        f"{fit['agreement_whole']:.0%})"
+    )

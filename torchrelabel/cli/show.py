@@ -44,7 +44,13 @@ class _Box(click.ParamType):  # type: ignore[type-arg, unused-ignore] # generic 
     type=Picture(),
     help="The picture; .png, .svg or .pdf.",
 )
-@click.option("--fill", type=click.Choice(["zero", "residual"]), default="zero", show_default=True)
+@click.option(
+    "--fill",
+    type=click.Choice(["auto", "zero", "residual"]),
+    default="auto",
+    show_default=True,
+    help="How the label follows from the map; auto: as calibrated, where the store is. zero: the paper's rule.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the soft label's largest shares as JSON.")
 def show(
     key: str,

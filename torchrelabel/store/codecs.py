@@ -180,7 +180,7 @@ def decode_classes(shape: Shape, payload: memoryview) -> Classes:
 
 
 def encode_image_scores(top_k: int, scores: Scores) -> bytes:
-    """Write the scores of all classes for the whole image, of which the best ``T`` are kept.
+    """Write the scores of all classes for the whole image, less their logsumexp, of which the best ``T`` are kept.
 
     ======================  ==========================================================================
     2 float32               smallest and largest score kept
@@ -197,15 +197,15 @@ def encode_image_scores(top_k: int, scores: Scores) -> bytes:
         top_k: ``T``, at most ``C``.
         scores: float32 ``[C]``, finite.
     """
-    kept = scores
+    normalised = scores.astype(np.float64)
+    normalised -= _logsumexp(normalised)
+    kept = normalised = normalised.astype(np.float32)
     parts = []
     if top_k < len(scores):
-        best = np.sort(np.argpartition(-scores, top_k - 1)[:top_k])
-        kept = scores[best]
-        rest = np.delete(scores.astype(np.float64), best)
-        highest = rest.max()
+        best = np.sort(np.argpartition(-normalised, top_k - 1)[:top_k])
+        kept = normalised[best]
         parts = [
-            _REST.pack(highest + np.log(np.exp(rest - highest).sum())),
+            _REST.pack(_logsumexp(np.delete(normalised, best).astype(np.float64))),
             best.astype(_class_type(len(scores))).tobytes(),
         ]
     low, high = float(kept.min()), float(kept.max())
@@ -215,6 +215,11 @@ def encode_image_scores(top_k: int, scores: Scores) -> bytes:
     return b"".join(
         [_RANGE.pack(low, high), *parts, deflate.compress(levels.astype(np.uint8).tobytes()), deflate.flush()]
     )
+
+
+def _logsumexp(numbers: NDArray[np.float64]) -> float:
+    highest = numbers.max()
+    return float(highest + np.log(np.exp(numbers - highest).sum()))
 
 
 def decode_image_scores(top_k: int, num_classes: int, payload: memoryview) -> Scores:

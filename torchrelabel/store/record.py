@@ -48,8 +48,9 @@ class LabelRecord(NamedTuple):
         residual: float32 ``[h, w]``, what the classes not kept in a cell come to: the logsumexp of their logits, or the
             sum of their probabilities. None where the store keeps none.
         coverage: Part of the image that the map covers, ``(x1, y1, x2, y2)`` in fractions of the image.
-        image_scores: float32 ``[C]``, the logits of the whole image, to 64 steps; classes beyond the best ``T`` share
-            evenly what together they come to. None where the store keeps none.
+        image_scores: float32 ``[C]``, the logits of the whole image less their logsumexp, so that they are logarithms
+            of shares, to 64 steps; classes beyond the best ``T`` share evenly what together they come to. None where
+            the store keeps none.
 
     Example:
         >>> record = LabelRecord(np.ones((2, 7, 5), np.float32), np.zeros((2, 7, 5), np.int32), None, WHOLE_IMAGE)
