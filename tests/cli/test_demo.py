@@ -24,12 +24,12 @@ def asked(monkeypatch):
 
 def test_it_needs_no_arguments(asked):
     assert invoke("demo").exit_code == 0
-    assert asked == [("torchrelabel-demo", {"seeds": 2, "quick": False})]
+    assert asked == [("torchrelabel-demo", {"seeds": 3, "scene_seed": 0, "quick": False})]
 
 
 def test_options_reach_the_function(asked):
-    invoke("demo", "--out", "there", "--seeds", "3", "--quick")
-    assert asked == [("there", {"seeds": 3, "quick": True})]
+    invoke("demo", "--out", "there", "--seeds", "5", "--scene-seed", "4", "--quick")
+    assert asked == [("there", {"seeds": 5, "scene_seed": 4, "quick": True})]
 
 
 def test_it_ends_with_the_table_and_the_path_of_the_report(asked):

@@ -8,20 +8,24 @@ import re
 import shlex
 
 import pytest
+import timm
 import torch
 from PIL import Image
 
 from torchrelabel.cli.annotate import annotate as annotate_command
 from torchrelabel.demo import demo
+from torchrelabel.demo.annotator import MODEL, WEIGHTS
 from torchrelabel.demo.result import table
-from torchrelabel.demo.run import _threads
+from torchrelabel.demo.run import QUICK, _scene_settings, _threads
 from torchrelabel.store import LabelStore
 
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
+    if not timm.is_model(MODEL):
+        pytest.skip(f"timm {timm.__version__} has no {MODEL}; test_annotator.py tests what the demo says then")
     out = tmp_path_factory.mktemp("quick") / "out"
-    return out, demo(out, seeds=2, quick=True, progress=False)
+    return out, demo(out, seeds=2, scene_seed=3, quick=True, progress=False)
 
 
 def pictures(out):
@@ -78,10 +82,31 @@ def test_the_printed_annotate_command_is_one_that_the_command_line_takes(quick):
     assert (options["model"], options["image_size"]) == (result.annotator, 192)
 
 
+def test_the_annotate_command_gets_the_weights_that_the_package_ships(quick):
+    out, result = quick
+    _, command, *arguments = shlex.split(result.annotate_command)
+    checkpoint = annotate_command.make_context(command, arguments).params["checkpoint"]
+    assert checkpoint == str(out / "annotator.pth")
+    assert (out / "annotator.pth").read_bytes() == WEIGHTS.read_bytes()
+
+
+def test_another_scene_seed_draws_other_scenes_for_training_and_for_testing():
+    seeds = [settings.seed for scene_seed in range(5) for settings in _scene_settings(QUICK, scene_seed)]
+    assert len(set(seeds)) == 10
+
+
+def test_the_command_and_its_scenes_have_the_scene_seed_that_was_asked_for(quick):
+    out, result = quick
+    assert "--scene-seed 3" in result.command
+    train, test = _scene_settings(QUICK, 3)
+    for settings in (train, test):
+        assert json.loads((out / f"{settings.split}.json").read_text())["settings"]["seed"] == settings.seed
+
+
 def test_the_same_command_gives_the_same_numbers_and_keeps_what_is_not_its_own(quick):
     out, first = quick
     (out / "notes.txt").write_text("mine")
-    second = demo(out, seeds=1, quick=True, progress=False)
+    second = demo(out, seeds=1, scene_seed=3, quick=True, progress=False)
     for run in second.runs:
         (before,) = (earlier for earlier in first.runs_with(run.labels) if earlier.seed == run.seed)
         assert (run.top1, run.any_present, run.trained.losses) == (
@@ -116,6 +141,11 @@ def test_a_demo_json_of_something_else_is_refused(tmp_path):
     (tmp_path / "demo.json").write_text("[]")
     with pytest.raises(FileExistsError, match=r"demo\.json was not written by this version"):
         demo(tmp_path, quick=True, progress=False)
+
+
+def test_a_negative_scene_seed_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="scene_seed must be 0 or more, got -1"):
+        demo(tmp_path, scene_seed=-1, quick=True, progress=False)
 
 
 def test_no_seeds_are_refused(tmp_path):

@@ -45,6 +45,12 @@ def test_the_first_digit_is_the_one_asked_for_and_clearly_the_largest(scenes):
         assert widths[0] > 1.25 * max(widths[1:])
 
 
+def test_the_small_digits_have_the_size_asked_for(digits):
+    scene = draw_scene(digits, (5, 2), 2, small=(3, 3), large=(0.3, 0.3), other=(0.1, 0.1))
+    side = min(scene.image.shape[:2])
+    assert [placed.box[2] - placed.box[0] for placed in scene.digits] == [round(0.3 * side)] + [round(0.1 * side)] * 3
+
+
 def test_no_digit_is_shown_twice(scenes):
     for scene in scenes:
         assert len({placed.digit for placed in scene.digits}) == len(scene.digits)

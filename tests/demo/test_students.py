@@ -16,6 +16,7 @@ from torchrelabel.demo.students import (
     load_test_scenes,
     make_student,
     missing_digits,
+    train_student,
     training_set,
     visible_share,
 )
@@ -65,6 +66,24 @@ def test_test_scenes_know_their_large_digit_and_all_digits_present(folder):
     assert scenes.large.tolist() == [record.digits[0] for record in records]
     assert [set(row.nonzero()[:, 0].tolist()) for row in scenes.present] == [set(record.digits) for record in records]
     assert scenes.images.shape == (30, 3, SIZE, SIZE)
+
+
+def test_every_third_test_scene_is_every_third(folder):
+    scenes = load_test_scenes(folder)
+    third = scenes.every(3)
+    assert third.large.tolist() == scenes.large.tolist()[::3]
+    assert_close(third.images[4], scenes.images[12])
+    assert_close(third.present[4], scenes.present[12])
+
+
+def test_a_student_is_measured_on_all_test_scenes_and_its_curve_on_some(folder):
+    scenes = load_test_scenes(folder)
+    maps = folder.root.parent / "maps.lmdb"
+    run = train_student(ONE_HOT, 2, folder.root, maps, scenes, epochs=2, workers=0)
+    assert len(run.right) == 30
+    assert run.top1 == sum(run.right) / 30
+    assert all(10 * score == pytest.approx(round(10 * score)) for score in run.trained.scores)
+    assert run.trained.scores[-1] == pytest.approx(sum(run.right[::3]) / 10)
 
 
 @pytest.mark.parametrize(

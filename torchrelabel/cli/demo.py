@@ -10,20 +10,22 @@ import click
 
 @click.command(epilog="Example: torchrelabel demo, then open torchrelabel-demo/report.html")
 @click.option("--out", default="torchrelabel-demo", show_default=True, type=click.Path(), help="Folder to write to.")
-@click.option("--seeds", default=2, show_default=True, type=click.IntRange(1), help="Students per kind of labels.")
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Students per kind of labels.")
+@click.option("--scene-seed", default=0, show_default=True, type=click.IntRange(0), help="Draws other scenes.")
 @click.option("--quick", is_flag=True, help="Everything in seconds, too small for its numbers to mean anything.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
-def demo(out: str, seeds: int, quick: bool, as_json: bool) -> None:
+def demo(out: str, seeds: int, scene_seed: int, quick: bool, as_json: bool) -> None:
     """Compare one-hot labels, label smoothing and ReLabel on scenes of real handwritten digits.
 
-    Makes image folders, trains a small annotator, writes label maps, trains the same student on each kind of labels,
-    prints a table and writes report.html. Takes a few minutes on two cores, without a GPU.
+    Makes image folders, writes label maps with an annotator whose weights come with the package, trains the same
+    student on each kind of labels, prints a table and writes report.html. Takes a few minutes on two cores, without a
+    GPU.
     """
     # After --help and wrong use, since torch and timm take seconds to import.
     from torchrelabel.demo import demo as run
     from torchrelabel.demo.result import text_report
 
-    result = run(out, seeds=seeds, quick=quick)
+    result = run(out, seeds=seeds, scene_seed=scene_seed, quick=quick)
     if as_json:
         click.echo(json.dumps(result.as_dict(), indent=2))
         return

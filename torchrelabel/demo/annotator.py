@@ -1,80 +1,78 @@
-"""The demo's annotator: a small model of timm's, trained on more and cleaner scenes than the student gets."""
+"""The demo's annotator: a small model of timm's with weights that the package ships, as others ship theirs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from torch import nn
-from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 
 from torchrelabel.data.records import label_map_of
 from torchrelabel.demo.folders import SceneFolder
-from torchrelabel.demo.training import train
+from torchrelabel.errors import TorchRelabelError
 from torchrelabel.pooling import LabelPooling
 from torchrelabel.store import LabelStore
 from torchrelabel.view_box import ViewBox
 
+MODEL = "test_efficientnet"
+WEIGHTS = Path(__file__).with_name("annotator.pth")  # what make_annotator.py wrote
 TRAINED_AT = 128
-SCALE = (0.5, 1.0)  # mild: a crop without the large digit would teach the annotator to name what is not there
 ANNOTATES_AT = 192  # crops show their digits larger than whole scenes do, so whole scenes are shown larger; 6 x 6 cells
 
 
-def annotator_name() -> str:
-    """Name the model of timm's that is trained."""
-    # timm before 1.0.10 has no models made for tests; its smallest ResNet learns as well, in several times the time.
-    # Delete once the oldest timm that is supported has test_efficientnet.
-    return "test_efficientnet" if timm.is_model("test_efficientnet") else "resnet10t"
-
-
-def train_annotator(
-    clean: SceneFolder,
-    checkpoint: Path,
-    *,
-    epochs: int,
-    workers: int,
-    on_epoch: Callable[[int, float, float | None], None] | None = None,
-) -> float:
-    """Train the annotator and save its weights.
+def copy_annotator(checkpoint: Path) -> None:
+    """Put the annotator's weights where the command that annotates can be told to find them.
 
     Args:
-        clean: The folder to learn from, without wrong labels.
         checkpoint: The file to write.
-        epochs: Passes over the folder.
-        workers: Processes that load images.
-        on_epoch: As for ``train``.
+
+    Raises:
+        TorchRelabelError: If timm is too old to have the model, naming the pip command.
+    """
+    # The package itself works with timm 1.0.3. Delete once the oldest timm that is supported has the model.
+    if not timm.is_model(MODEL):
+        raise TorchRelabelError(
+            f"the demo's annotator is timm's {MODEL}, which timm {timm.__version__} does not have: timm 1.0.10 was the "
+            'first. Install a newer one with: pip install --upgrade "timm>=1.0.10"'
+        )
+    shutil.copyfile(WEIGHTS, checkpoint)
+
+
+@torch.inference_mode()
+def annotator_top1(checkpoint: Path, folder: SceneFolder) -> float:
+    """Measure the annotator as the classifier that it is, on whole scenes.
+
+    Args:
+        checkpoint: Its weights.
+        folder: The test scenes.
 
     Returns:
-        Seconds of training.
+        Share of scenes whose large digit it names.
     """
-    torch.manual_seed(0)
-    model: Any = timm.create_model(annotator_name(), num_classes=10)
+    model: Any = timm.create_model(MODEL, num_classes=10)
+    model.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True))
+    model.eval()
     config = model.pretrained_cfg
     pipeline = v2.Compose(
         [
-            v2.RandomResizedCrop(TRAINED_AT, scale=SCALE, antialias=True),
+            v2.Resize((TRAINED_AT, TRAINED_AT), v2.InterpolationMode.BICUBIC, antialias=True),
             v2.ToImage(),
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize(config["mean"], config["std"]),
         ]
     )
-    trained = train(
-        model,
-        ImageFolder(str(clean.root), transform=pipeline),
-        epochs=epochs,
-        batch_size=32,
-        learning_rate=1e-2,
-        seed=0,
-        criterion=nn.CrossEntropyLoss(),
-        workers=workers,
-        on_epoch=on_epoch,
-    )
-    torch.save(model.state_dict(), checkpoint)
-    return trained.seconds
+    right: list[bool] = []
+    keys = list(folder.records)
+    for start in range(0, len(keys), 50):
+        batch = keys[start : start + 50]
+        images = torch.stack([pipeline(default_loader(str(folder.root / key))) for key in batch])
+        large = torch.tensor([folder.records[key].digits[0] for key in batch])
+        right += (model(images).argmax(dim=1) == large).tolist()
+    return _share(right)
 
 
 def agreement(folder: SceneFolder, store: LabelStore) -> tuple[float, float]:

@@ -100,11 +100,11 @@ def draw_curves(result: DemoResult) -> Figure:
         by_epoch = list(zip(*(run.trained.scores for run in result.runs_with(labels)), strict=True))
         epochs = range(1, len(by_epoch) + 1)
         means = [100 * statistics.mean(scores) for scores in by_epoch]
-        axis.plot(epochs, means, color=COLOURS[labels], marker="o", markersize=3, label=f"{labels}: {means[-1]:.1f}")
+        axis.plot(epochs, means, color=COLOURS[labels], marker="o", markersize=3, label=labels)
         lowest, highest = ([100 * pick(scores) for scores in by_epoch] for pick in (min, max))
         axis.fill_between(epochs, lowest, highest, color=COLOURS[labels], alpha=0.2, linewidth=0)
     axis.set_xlabel("epoch")
-    axis.set_ylabel("top-1 on the test scenes, per cent")
+    axis.set_ylabel("top-1, per cent")
     axis.legend(frameon=False, labelcolor="linecolor")
     _quiet(axis)
     return figure

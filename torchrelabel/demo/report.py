@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torchrelabel.demo import figures
 from torchrelabel.demo.folders import SceneFolder
-from torchrelabel.demo.result import HEAD, QUICK_NOTE, DemoResult, facts, table, verdict
+from torchrelabel.demo.result import HEAD, QUICK_NOTE, DemoResult, conditions, facts, table, verdict
+from torchrelabel.demo.students import CURVE_STEP
 from torchrelabel.store import LabelStore
 
 if TYPE_CHECKING:
@@ -60,17 +62,20 @@ def write_report(path: Path, result: DemoResult, folder: SceneFolder, store: Lab
         *(f"<p>{escape(fact)}</p>" for fact in facts(result)),
         _figure(
             figures.draw_curves(result),
-            "Top-1 on the test scenes after each epoch. Lines: mean over the seeds; bands: lowest to highest.",
+            f"Top-1 after each epoch, on {math.ceil(sizes['test scenes'] / CURVE_STEP):,} of the test scenes. "
+            "Lines: mean over the seeds; bands: lowest to highest.",
         ),
         "<h2>The scenes</h2>",
         f"<p>{sizes['scenes']:,} images, made of the real digits that come with scikit-learn. "
         f"{result.wrong_labels:.0%} of them have a wrong label: that of a small digit.</p>",
         _figure(figures.draw_scenes(folder), "Top: labelled right. Bottom: labelled wrong."),
+        "<h2>What the conditions stand for</h2>",
+        "<ul>" + "".join(f"<li>{escape(text)}</li>" for text in conditions(result)) + "</ul>",
         "<h2>The label maps</h2>",
-        f"<p>The annotator, timm's {escape(result.annotator)}, learnt from {sizes['clean scenes']:,} other "
-        f"scenes, all labelled right, in {result.annotator_seconds:.0f} s. It is the better informed of the two on "
-        "purpose: in practice it is a large model that someone else trained. It then annotated the students' folder "
-        f"in {result.annotate_seconds:.0f} s with what this command runs:</p>",
+        f"<p>The annotator, timm's {escape(result.annotator)}, comes with the package, trained before: in practice, "
+        "too, an annotator is a classifier that others trained, for longer and on more. It learnt from scenes with "
+        "digits of every size, all labelled right, and has seen none of the test scenes' digits. It annotated the "
+        f"students' folder in {result.annotate_seconds:.0f} s with what this command runs:</p>",
         f"<pre>{escape(result.annotate_command)}</pre>",
         _figure(
             figures.draw_maps(folder, store),

@@ -1,4 +1,4 @@
-"""demo: scenes, an annotator, label maps, three kinds of students and a report, one after the other."""
+"""demo: scenes, label maps, three kinds of students and a report, one after the other."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from torchrelabel._version import __version__
 from torchrelabel.annotate import annotate
-from torchrelabel.demo.annotator import ANNOTATES_AT, agreement, annotator_name, train_annotator
+from torchrelabel.demo.annotator import ANNOTATES_AT, MODEL, agreement, annotator_top1, copy_annotator
 from torchrelabel.demo.digits import load_digits_split, missing_extra
 from torchrelabel.demo.folders import FolderSettings, make_scene_folder
 from torchrelabel.demo.report import write_report
@@ -40,20 +40,19 @@ class Sizes:
 
     scenes: int
     test_scenes: int
-    clean_scenes: int
     student_epochs: int
-    annotator_epochs: int
     crops_per_scene: int
 
 
-FULL = Sizes(3000, 1000, 4000, 10, 4, 4)
-QUICK = Sizes(100, 50, 64, 2, 1, 1)
+FULL = Sizes(3000, 3000, 10, 4)
+QUICK = Sizes(100, 50, 2, 1)
 
 
 def demo(
     out: str | os.PathLike[str] = "torchrelabel-demo",
     *,
-    seeds: int = 2,
+    seeds: int = 3,
+    scene_seed: int = 0,
     quick: bool = False,
     progress: bool = True,
 ) -> DemoResult:
@@ -62,6 +61,7 @@ def demo(
     Args:
         out: Folder for the scenes, the label maps and ``report.html``; made if it does not exist.
         seeds: Students per kind of labels.
+        scene_seed: Seed of the scenes, those for training and those for testing.
         quick: Run everything in seconds, too small to mean anything.
         progress: Say on stderr what happens.
 
@@ -71,10 +71,13 @@ def demo(
     Raises:
         ModuleNotFoundError: If matplotlib or scikit-learn is missing, naming the pip command.
         FileExistsError: If ``out`` holds files that the demo did not make.
-        ValueError: If ``seeds`` is less than 1.
+        TorchRelabelError: If timm is older than 1.0.10 and has no such annotator, naming the pip command.
+        ValueError: If ``seeds`` is less than 1, or ``scene_seed`` is negative.
     """
     if seeds < 1:
         raise ValueError(f"seeds must be 1 or more, got {seeds}.")
+    if scene_seed < 0:
+        raise ValueError(f"scene_seed must be 0 or more, got {scene_seed}.")
     try:
         import matplotlib  # noqa: F401  # before the first minute of work, not after the last
     except ModuleNotFoundError as error:
@@ -87,41 +90,36 @@ def demo(
     cores = _cores()
     workers = 1 if cores > 1 else 0
     _claim(out)
+    checkpoint = out / "annotator.pth"
+    copy_annotator(checkpoint)
 
-    say(f"1/4 Scenes of real handwritten digits, in {out}")
-    train_settings = FolderSettings("train", sizes.scenes, seed=1, wrong=WRONG)
+    say(f"1/3 Scenes of real handwritten digits, in {out}")
+    train_settings, test_settings = _scene_settings(sizes, scene_seed)
     train_folder = make_scene_folder(out / "train", training_digits, train_settings, say.bar)
-    test_settings = FolderSettings("test", sizes.test_scenes, seed=2)
     test_folder = make_scene_folder(out / "test", test_digits, test_settings, say.bar)
-    clean_settings = FolderSettings("train", sizes.clean_scenes, seed=3)
-    clean_folder = make_scene_folder(out / "clean", training_digits, clean_settings, say.bar)
 
     # One core loads images while the others compute: more threads than cores spend their time waiting for each other.
     with _threads(max(1, cores - workers)):
-        say(f"2/4 Annotator: {annotator_name()} learns from {sizes.clean_scenes:,} scenes without a wrong label")
-        checkpoint = out / "annotator.pth"
-        annotator_seconds = train_annotator(
-            clean_folder, checkpoint, epochs=sizes.annotator_epochs, workers=workers, on_epoch=say.epoch
-        )
-
         maps = out / "maps.lmdb"
-        options: dict[str, Any] = {"model": annotator_name(), "checkpoint": checkpoint, "image_size": ANNOTATES_AT}
+        options: dict[str, Any] = {"model": MODEL, "checkpoint": checkpoint, "image_size": ANNOTATES_AT}
         annotate_command = shlex.join(
             ["torchrelabel", "annotate", str(train_folder.root), "-o", str(maps)]
             + [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
         )
-        say(f"3/4 Label maps: {annotate_command}")
+        say(f"2/3 Label maps: {annotate_command}")
         _remove_store(maps)
         summary = annotate(train_folder.root, maps, device="cpu", workers=workers, progress=progress, **options)
         store = LabelStore(maps)
         right_large, right_small = agreement(train_folder, store)
+        top1 = annotator_top1(checkpoint, test_folder)
+        say(f"    The annotator's own top-1 on the test scenes: {top1:.1%}")
         none, less_than_half = missing_digits(train_folder, seed=0, crops_per_scene=sizes.crops_per_scene)
 
         test_scenes = load_test_scenes(test_folder)
         runs: list[StudentRun] = []
         for seed in range(seeds):
             for labels in LABEL_KINDS:
-                say(f"4/4 Student {len(runs) + 1} of {seeds * len(LABEL_KINDS)}: {labels}, seed {seed}")
+                say(f"3/3 Student {len(runs) + 1} of {seeds * len(LABEL_KINDS)}: {labels}, seed {seed}")
                 run = train_student(
                     labels,
                     seed,
@@ -137,14 +135,16 @@ def demo(
     result = DemoResult(
         quick=quick,
         command=shlex.join(
-            ["torchrelabel", "demo", "--out", str(out), "--seeds", str(seeds)] + (["--quick"] if quick else [])
+            ["torchrelabel", "demo", "--out", str(out), "--seeds", str(seeds), "--scene-seed", str(scene_seed)]
+            + (["--quick"] if quick else [])
         ),
         annotate_command=annotate_command,
         sizes={name.replace("_", " "): value for name, value in asdict(sizes).items()},
         seeds=tuple(range(seeds)),
+        scene_seed=scene_seed,
         annotator=summary.model,
         grid=summary.grid,
-        annotator_seconds=annotator_seconds,
+        annotator_top1=top1,
         annotate_seconds=summary.seconds,
         agreement_large=right_large,
         agreement_small=right_small,
@@ -159,6 +159,12 @@ def demo(
     (out / MARK).write_text(json.dumps({"format": MARK_FORMAT, "result": result.as_dict()}, indent=2), encoding="utf-8")
     say(f"Done, with the report in {out / 'report.html'}")
     return result
+
+
+def _scene_settings(sizes: Sizes, scene_seed: int) -> tuple[FolderSettings, FolderSettings]:
+    """Say which scenes to draw for training and for testing; no two seeds share any."""
+    train = FolderSettings("train", sizes.scenes, seed=2 * scene_seed + 1, wrong=WRONG)
+    return train, FolderSettings("test", sizes.test_scenes, seed=2 * scene_seed + 2)
 
 
 class _Progress:

@@ -51,6 +51,7 @@ def draw_scene(
     *,
     small: tuple[int, int] = (1, 3),
     large: tuple[float, float] = LARGE,
+    other: tuple[float, float] = SMALL,
 ) -> Scene:
     """Draw one scene; the same seed gives the same pixels.
 
@@ -60,6 +61,7 @@ def draw_scene(
         large_digit: Which digit is the large one, 0 to 9.
         small: Fewest and most small digits beside the large one.
         large: Shortest and longest side of the large digit, as a share of the scene's shorter side.
+        other: The same for the small digits.
 
     Returns:
         A scene of 64 to 96 px a side.
@@ -67,7 +69,7 @@ def draw_scene(
     rng = np.random.default_rng(seed)
     height, width = (int(side) for side in rng.integers(SIDES[0], SIDES[1] + 1, size=2))
     count = 1 + int(rng.integers(small[0], small[1] + 1))
-    boxes = _place(rng, height, width, [large] + [SMALL] * (count - 1))
+    boxes = _place(rng, height, width, [large] + [other] * (count - 1))
     others = rng.permutation([digit for digit in range(10) if digit != large_digit])
     pixels = _background(rng, height, width)
     placed = []
