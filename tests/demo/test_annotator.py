@@ -6,7 +6,7 @@ import timm
 import torch
 
 from torchrelabel.annotate import annotate
-from torchrelabel.demo.annotator import ANNOTATES_AT, MODEL, WEIGHTS, agreement, annotator_top1, copy_annotator
+from torchrelabel.demo.annotator import MODEL, TRAINED_AT, WEIGHTS, agreement, annotator_top1, copy_annotator
 from torchrelabel.demo.digits import load_digits_split
 from torchrelabel.demo.folders import FolderSettings, make_scene_folder
 from torchrelabel.errors import TorchRelabelError
@@ -47,7 +47,7 @@ def test_its_label_maps_know_where_the_digits_are(folder, tmp_path):
         tmp_path / "maps.lmdb",
         model=MODEL,
         checkpoint=WEIGHTS,
-        image_size=ANNOTATES_AT,
+        image_size=TRAINED_AT,
         device="cpu",
         workers=0,
         progress=False,

@@ -34,12 +34,12 @@ def pictures(out):
     return [Image.open(io.BytesIO(base64.b64decode(text))) for text in encoded]
 
 
-def test_every_image_of_the_training_folder_has_a_label_map_of_6_x_6_cells(quick):
+def test_every_image_of_the_training_folder_has_a_label_map_of_4_x_4_cells(quick):
     out, result = quick
     store = LabelStore(out / "maps.lmdb")
     assert sorted(store) == sorted(path.relative_to(out / "train").as_posix() for path in out.glob("train/*/*.png"))
-    assert store[next(iter(store))].scores.shape == (5, 6, 6)
-    assert result.grid == (6, 6)
+    assert store[next(iter(store))].scores.shape == (5, 4, 4)
+    assert result.grid == (4, 4)
 
 
 def test_every_kind_of_labels_was_learnt_with_every_seed(quick):
@@ -79,7 +79,7 @@ def test_the_printed_annotate_command_is_one_that_the_command_line_takes(quick):
     options = annotate_command.make_context(command, arguments).params
     assert program == "torchrelabel"
     assert (options["data"], options["output"]) == (str(out / "train"), str(out / "maps.lmdb"))
-    assert (options["model"], options["image_size"]) == (result.annotator, 192)
+    assert (options["model"], options["image_size"]) == (result.annotator, 128)
 
 
 def test_the_annotate_command_gets_the_weights_that_the_package_ships(quick):

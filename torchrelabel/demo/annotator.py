@@ -21,7 +21,6 @@ from torchrelabel.view_box import ViewBox
 MODEL = "test_efficientnet"
 WEIGHTS = Path(__file__).with_name("annotator.pth")  # what make_annotator.py wrote
 TRAINED_AT = 128
-ANNOTATES_AT = 192  # crops show their digits larger than whole scenes do, so whole scenes are shown larger; 6 x 6 cells
 
 
 def copy_annotator(checkpoint: Path) -> None:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from torchrelabel._version import __version__
 from torchrelabel.annotate import annotate
-from torchrelabel.demo.annotator import ANNOTATES_AT, MODEL, agreement, annotator_top1, copy_annotator
+from torchrelabel.demo.annotator import MODEL, TRAINED_AT, agreement, annotator_top1, copy_annotator
 from torchrelabel.demo.digits import load_digits_split, missing_extra
 from torchrelabel.demo.folders import FolderSettings, make_scene_folder
 from torchrelabel.demo.report import write_report
@@ -44,7 +44,7 @@ class Sizes:
     crops_per_scene: int
 
 
-FULL = Sizes(3000, 3000, 10, 4)
+FULL = Sizes(2500, 3000, 10, 4)
 QUICK = Sizes(100, 50, 2, 1)
 
 
@@ -101,7 +101,7 @@ def demo(
     # One core loads images while the others compute: more threads than cores spend their time waiting for each other.
     with _threads(max(1, cores - workers)):
         maps = out / "maps.lmdb"
-        options: dict[str, Any] = {"model": MODEL, "checkpoint": checkpoint, "image_size": ANNOTATES_AT}
+        options: dict[str, Any] = {"model": MODEL, "checkpoint": checkpoint, "image_size": TRAINED_AT}
         annotate_command = shlex.join(
             ["torchrelabel", "annotate", str(train_folder.root), "-o", str(maps)]
             + [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
