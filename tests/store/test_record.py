@@ -285,7 +285,7 @@ def test_scores_of_a_whole_image_are_kept_less_their_logsumexp():
         (None, r"image_top_k=20\), got None: give image_scores="),
         (np.ones(19), r"are \[C\] = \[20\], got shape \[19\]"),
         (np.ones(20, int), "are floats, got dtype int"),
-        (np.full(20, np.nan), "must be finite float32 numbers, got nan"),
+        (np.full(20, np.nan), "must be finite float32 numbers, got nan at class 0"),
     ],
 )
 def test_scores_of_a_whole_image_that_do_not_fit_are_refused(scores, words):

@@ -273,7 +273,8 @@ def _finite_float32(what: str, given: NDArray[Any]) -> Scores:
     infinite = ~np.isfinite(kept)
     if infinite.any():
         place = _first(infinite)
-        raise ValueError(f"{what} must be finite float32 numbers, got {given[place]} at cell {place[-2:]}")
+        where = f"cell {place[-2:]}" if len(place) > 1 else f"class {place[0]}"
+        raise ValueError(f"{what} must be finite float32 numbers, got {given[place]} at {where}")
     return kept
 
 

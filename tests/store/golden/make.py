@@ -1,6 +1,6 @@
-"""How the golden stores were made, once, with format version 1; no test runs this.
+"""How the golden stores were made, once, each with the release of its format version; no test runs this.
 
-    python -m tests.store.golden.make DIRECTORY
+    python -m tests.store.golden.make DIRECTORY  # today's version, 2
 
 A new version of the format adds stores beside these and changes none of them.
 """
@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from torchrelabel.store import LabelStoreWriter
+from torchrelabel.calibration import Calibration
+from torchrelabel.store import LabelStoreWriter, write_calibration
 
 LONG_KEY = "long/" + 60 * "path/to/" + "straße/" + 10 * "x" + "/9.JPEG"
+GOLDEN_CALIBRATION = Calibration((0.5, -0.25, 0.0), (0.75, 0.5, 0.125), 0.0625, {"kl": 0.5})
 KEYS = ["n01440764/n01440764_10026.JPEG", "001.Black_footed_Albatross/a.b.jpg", "caf\udce9.png", LONG_KEY]
 
 
@@ -25,10 +27,17 @@ def golden_map(place):
     return scores.astype(np.float32), kept, (cell % 6 - 8).astype(np.float32) / 4
 
 
+def golden_image_scores(place):
+    """The scores of each whole image: 100 of the classes stand out."""
+    scores = np.full(21841, -4.0)
+    scores[place * 7 : (place + 100) * 7 : 7] = np.linspace(6, -2, 100)
+    return scores
+
+
 def main(directory):
-    """Write one store for each codec."""
+    """Write one store for each codec; version 1 had no ``image_top_k``, ``calibration`` and ``image_scores``."""
     for codec in ("float16", "uint8"):
-        path = Path(directory) / f"v1-{codec}"
+        path = Path(directory) / f"v2-{codec}"
         with LabelStoreWriter(
             path,
             num_classes=21841,
@@ -41,10 +50,17 @@ def main(directory):
             annotator={"model": "golden", "mean": [0.5, 0.25, 0.125], "image_size": 475},
             class_to_idx={"n01440764": 0, "caf\udce9": 1},
             dataset={"count": 5, "fingerprint": "golden"},
+            image_top_k=100,
         ) as writer:
             for place, key in enumerate(KEYS):
-                writer.put(key, *golden_map(place), coverage=(0, 0.25, 1, 0.75) if place == 1 else None)
+                writer.put(
+                    key,
+                    *golden_map(place),
+                    coverage=(0, 0.25, 1, 0.75) if place == 1 else None,
+                    image_scores=golden_image_scores(place),
+                )
             writer.put_failure("broken.jpg", "the file is cut short")
+        write_calibration(path, GOLDEN_CALIBRATION)
         for lock in path.glob("*.lock"):
             lock.unlink()
 
