@@ -183,7 +183,7 @@ def _look(
         boxes = draw_crops(image.height, image.width, CROPS_AN_IMAGE, seed=seed, key=key)
         fractions = boxes / torch.tensor([image.width, image.height] * 2)
         label_map = label_map_of(record, store.header, (image.height, image.width))
-        pooled = _pooled(label_map, fractions)
+        pooled = pool_map_alone(label_map, fractions)
         areas = (fractions[:, 2:] - fractions[:, :2]).prod(1).tolist()
         for row, area, box in zip(pooled, areas, boxes.tolist(), strict=True):
             rows.append((row, torch.from_numpy(record.image_scores), area, number))
@@ -201,8 +201,11 @@ def _look(
     )
 
 
-def _pooled(label_map: LabelMap, boxes_in_image: Tensor) -> Tensor:
-    """The logits of the map alone, pooled over each crop: ``[N, C]``."""
+def pool_map_alone(label_map: LabelMap, boxes_in_image: Tensor) -> Tensor:
+    """The logits of the map alone, pooled over crops ``[N, 4]``, xyxy in fractions of the image: ``[N, C]``.
+
+    The classes that a cell does not keep share its residual as they do in the whole image.
+    """
     return pool_crops(LabelMap.wrap(label_map.scores, label_map, calibration=_MAP_ALONE), boxes_in_image)
 
 
@@ -214,40 +217,65 @@ def _own(annotator: Annotator, pixels: Sequence[Tensor]) -> Tensor:
 _MAP_ALONE = Calibration((1.0,), (0.0,), 1.0)
 
 
-def _fit(crops: _Crops) -> Calibration:
-    """The calibration whose labels are nearest to the annotator's, by mean KL divergence."""
-    smallest = min(1.0, float(crops.area.min()))
-    log_area = crops.area.clamp(smallest, 1).log()
-    powers = torch.stack([log_area**power for power in range(_COEFFICIENTS)], 1)
-    weights = torch.zeros(2, _COEFFICIENTS)
-    weights[:, 0] = 0.5
-    weights.requires_grad_()
+def fit_by_area(parts: Sequence[Tensor], live: Tensor, area: Tensor) -> tuple[Tensor, float]:
+    """How much each of several logits counts in the label of a crop, so that labels are nearest to the annotator's.
+
+    The weights are polynomials of the logarithm of the crop's area, fitted by mean KL divergence.
+
+    Args:
+        parts: What labels are joined from, such as the logits of the map and of the whole image, each ``[N, C]``.
+        live: Logarithms of the annotator's own shares, ``[N, C]``.
+        area: Of the crops, in shares of the image's, ``[N]``.
+
+    Returns:
+        The coefficients, a row for each part, and the smallest area; a smaller one counts as this.
+    """
+    smallest = min(1.0, float(area.min()))
+    coefficients = torch.zeros(len(parts), _COEFFICIENTS)
+    coefficients[:, 0] = 1 / len(parts)
+    coefficients.requires_grad_()
     # KL is convex in the weights, which logits depend on linearly: wherever this begins it ends at the same place.
-    optimizer = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([coefficients], max_iter=100, line_search_fn="strong_wolfe")
 
     def loss() -> Any:
         optimizer.zero_grad()
-        value = kl_div(_labels(crops, powers @ weights.T), crops.live, reduction="batchmean", log_target=True)
+        labels = labels_by_area(parts, area, coefficients, smallest)
+        value = kl_div(labels, live, reduction="batchmean", log_target=True)
         # Keeps the weights of crops that say nothing of them from growing without end.
-        value = value + 1e-4 * weights.square().sum()
+        value = value + 1e-4 * coefficients.square().sum()
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
     with torch.enable_grad():
         optimizer.step(loss)  # type: ignore[no-untyped-call]
-    of_map, of_image = weights.detach().tolist()
+    return coefficients.detach(), smallest
+
+
+def labels_by_area(parts: Sequence[Tensor], area: Tensor, coefficients: Tensor, smallest: float) -> Tensor:
+    """Logarithms of the labels of crops, ``[N, C]``, with what `fit_by_area` returned."""
+    log_area = area.clamp(smallest, 1).log()
+    powers = torch.stack([log_area**power for power in range(coefficients.shape[1])], 1)
+    return _labels(parts, powers @ coefficients.T)
+
+
+def _fit(crops: _Crops) -> Calibration:
+    """The calibration whose labels are nearest to the annotator's, by mean KL divergence."""
+    coefficients, smallest = fit_by_area((crops.of_map, crops.of_image), crops.live, crops.area)
+    of_map, of_image = coefficients.tolist()
     return Calibration(tuple(of_map), tuple(of_image), smallest)
 
 
-def _labels(crops: _Crops, weights: Tensor) -> Tensor:
-    """Logarithms of the labels of crops, ``[N, C]``, where map and image count as in ``[N, 2]``."""
-    return (weights[:, :1] * crops.of_map + weights[:, 1:] * crops.of_image).log_softmax(1)
+def _labels(parts: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """Logarithms of the labels of crops, ``[N, C]``, in which the parts count as in ``[N, parts]``."""
+    joined = sum(weight[:, None] * part for weight, part in zip(weights.unbind(1), parts, strict=True))
+    assert isinstance(joined, Tensor)  # there is at least one part
+    return joined.log_softmax(1)
 
 
 def _distances(calibration: Calibration, crops: _Crops) -> Tensor:
     """For each crop KL and agreement, those of one label an image, largest share and entropy: ``[6, N]``."""
     weights = torch.tensor([calibration.weights(area) for area in crops.area.tolist()])
-    label, whole = _labels(crops, weights), crops.of_image.log_softmax(1)
+    label, whole = _labels((crops.of_map, crops.of_image), weights), crops.of_image.log_softmax(1)
     top = crops.live.argmax(1)
     rows = []
     for shares in (label, whole):
