@@ -28,7 +28,7 @@ import math
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
@@ -42,6 +42,9 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from torchrelabel import LabelMapBatch, LabelPooling
 from torchrelabel.annotate import Annotator
+from torchrelabel.annotate.annotator import averaged
+from torchrelabel.annotate.calibrate import fit_by_area
+from torchrelabel.calibration import Calibration
 from torchrelabel.demo.annotator import TRAINED_AT
 from torchrelabel.demo.digits import load_digits_split
 from torchrelabel.demo.folders import FolderSettings, SceneFolder, make_scene_folder, read_scene_folder
@@ -67,9 +70,13 @@ def hot(given: Tensor) -> Tensor:
     return one_hot(given, CLASSES).float()
 
 
-def maps(size: int, scenes: Tensor, boxes: Tensor, top: int = CLASSES) -> LabelMapBatch:
+def maps(
+    size: int, scenes: Tensor, boxes: Tensor, top: int = CLASSES, grid: Sequence[int] | None = None
+) -> LabelMapBatch:
     """The maps of some scenes as a store holds them, the best classes of each cell, seen through boxes."""
     dense = cached(f"maps-{size}")[scenes]
+    if grid is not None:
+        dense = averaged(dense, grid)
     best = dense.topk(top, dim=1)
     rest = dense.scatter(1, best.indices, -torch.inf).logsumexp(1) if top < CLASSES else None
     return LabelMapBatch(
@@ -82,7 +89,35 @@ def maps(size: int, scenes: Tensor, boxes: Tensor, top: int = CLASSES) -> LabelM
     )
 
 
-ZERO, RESIDUAL = LabelPooling(), LabelPooling(fill="residual")
+@lru_cache(None)
+def calibration(size: int) -> Calibration:
+    """How labels follow from maps at a size and the whole image, fitted to 512 crops as `annotate` does it."""
+    scenes, boxes, live = (cached(f"{name}-0-0")[:512] for name in ("scenes", "boxes", "live"))
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    alone = calibrated_maps(size, scenes, boxes, Calibration((1.0,), (0.0,), 1.0))
+    parts = (LabelPooling(activation=None)(alone), alone.image_scores)
+    (of_map, of_image), smallest = fit_by_area(parts, live.log_softmax(1), area)
+    return Calibration(tuple(of_map.tolist()), tuple(of_image.tolist()), smallest)
+
+
+def calibrated_maps(size: int, scenes: Tensor, boxes: Tensor, fitted: Calibration) -> LabelMapBatch:
+    """Maps as `annotate` makes them: enlarged, averaged to the cells of the annotator's own size, the top 5 of each."""
+    whole = cached("whole")[scenes].log_softmax(1)
+    grid = cached(f"maps-{TRAINED_AT}").shape[2:]
+    plain = maps(size, scenes, boxes, 5, grid)
+    return LabelMapBatch(
+        plain.scores,
+        plain.classes,
+        num_classes=CLASSES,
+        view_boxes=boxes,
+        canvas_sizes=plain.canvas_sizes,
+        residual=plain.residual,
+        image_scores=whole,
+        calibration=fitted,
+    )
+
+
+ZERO, RESIDUAL, AUTO = LabelPooling(fill="zero"), LabelPooling(fill="residual"), LabelPooling()
 
 RULES: dict[str, Rule] = {
     # One label for the whole image.
@@ -91,6 +126,9 @@ RULES: dict[str, Rule] = {
     PAPER: lambda scenes, boxes, live, given: ZERO(maps(192, scenes, boxes, 5)),
     "residual": lambda scenes, boxes, live, given: RESIDUAL(maps(192, scenes, boxes, 5)),
     "all classes": lambda scenes, boxes, live, given: ZERO(maps(192, scenes, boxes)),
+    # The default: the whole image's logits and the map's, joined as fitted to the annotator. Enlarged 1.5 and 2 times.
+    "calibrated": lambda scenes, boxes, live, given: AUTO(calibrated_maps(192, scenes, boxes, calibration(192))),
+    "calibrated, twice": lambda scenes, boxes, live, given: AUTO(calibrated_maps(256, scenes, boxes, calibration(256))),
     # The annotator looks at each crop.
     "live": lambda scenes, boxes, live, given: live.softmax(1),
 }

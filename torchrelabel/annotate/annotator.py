@@ -280,7 +280,7 @@ class Annotator:
                     raise ValueError(f"The cells are those of enlarged images: give enlarged=, at {self.map_size} px.")
                 features = self._map_head.features(self._checked(enlarged, self.map_size))
             for logits in self._map_head.chunks(features):
-                logits = self._averaged(logits)
+                logits = averaged(logits.permute(0, 3, 1, 2), self.grid).permute(0, 2, 3, 1)
                 top = logits.topk(k, dim=-1)
                 scores.append(top.values)
                 classes.append(top.indices.int())
@@ -304,14 +304,6 @@ class Annotator:
         """
         with torch.no_grad(), self._autocast():
             return self.head.whole(self.head.features(self._checked(images)))
-
-    def _averaged(self, logits: Tensor) -> Tensor:
-        """The cells of an enlarged image, ``[n, h', w', C]``, averaged to those of the grid, by the area they share."""
-        (h, w), (rows, columns) = self.grid, self._map_head.grid
-        if (h, w) == (rows, columns):
-            return logits
-        down, across = (_shares(to, of).to(logits.device) for to, of in ((h, rows), (w, columns)))
-        return torch.einsum("ir,jc,nrck->nijk", down, across, logits)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Do what torchvision's ToTensor and Normalize do, for a batch on the annotator's device.
@@ -350,6 +342,14 @@ class Annotator:
         if not images.is_floating_point():
             raise ValueError(f"The annotator takes normalised images, got {images.dtype}; call normalise() on them.")
         return images.to(self.device)
+
+
+def averaged(cells: Tensor, grid: Sequence[int]) -> Tensor:
+    """The cells of an enlarged image, ``[N, C, h', w']``, averaged to ``grid``, ``(h, w)``, by the area they share."""
+    if tuple(cells.shape[2:]) == tuple(grid):
+        return cells
+    down, across = (_shares(to, of).to(cells) for to, of in zip(grid, cells.shape[2:], strict=True))
+    return torch.einsum("ir,jc,nkrc->nkij", down, across, cells)
 
 
 def _shares(to: int, of: int) -> Tensor:
