@@ -14,12 +14,18 @@ from torchvision.transforms import v2
 
 from tests.references.label_maps import CANVAS, GRID, make_label_map
 from torchrelabel import LabelMap, LabelMapBatch, ViewBox
+from torchrelabel.calibration import Calibration
 
 VIEW = ViewBox(0.75, 0.125, 0.25, 1.5)
 
 
+CALIBRATION = Calibration((0.7, -0.2), (0.4, 0.3), 0.08)
+
+
 def make(**settings):
-    return make_label_map(**{"view_box": VIEW, **settings})
+    """A calibrated map, unless it could be none."""
+    calibrated = settings.get("score_kind", "logit") == "logit" and settings.get("residual", True)
+    return make_label_map(**{"view_box": VIEW, "calibration": CALIBRATION if calibrated else None, **settings})
 
 
 def assert_same(actual, expected):
@@ -30,11 +36,14 @@ def assert_same(actual, expected):
     assert (actual.residual is None) == (expected.residual is None)
     if expected.residual is not None:
         torch.testing.assert_close(actual.residual.cpu(), expected.residual.cpu(), rtol=0, atol=0)
+    assert (actual.image_scores is None) == (expected.image_scores is None)
+    if expected.image_scores is not None:
+        torch.testing.assert_close(actual.image_scores.cpu(), expected.image_scores.cpu(), rtol=0, atol=0)
     assert_same_attributes(actual, expected)
 
 
 def assert_same_attributes(actual, expected):
-    for name in ("num_classes", "canvas_size", "view_box", "score_kind"):
+    for name in ("num_classes", "canvas_size", "view_box", "score_kind", "calibration"):
         assert getattr(actual, name) == getattr(expected, name), name
 
 
@@ -210,7 +219,7 @@ def test_pin_memory_pins_every_part(monkeypatch, residual):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda part: pinned.append(part.dtype) or part.clone())
     label_map = make(residual=residual)
     assert_same(label_map.pin_memory(), label_map)
-    assert len(pinned) == (3 if residual else 2)
+    assert len(pinned) == (4 if residual else 2)
 
 
 @pytest.mark.parametrize("residual", [True, False])
@@ -219,7 +228,7 @@ def test_pin_memory_of_a_batch_pins_every_part(monkeypatch, residual):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda part: pinned.append(part.dtype) or part.clone())
     batch = make_batch(residual=residual)
     assert batch.pin_memory() == batch
-    assert len(pinned) == (4 if residual else 3)
+    assert len(pinned) == (5 if residual else 3)
 
 
 # --- construction ---
@@ -240,8 +249,8 @@ def test_its_scores_are_plain_and_share_its_memory():
 
 def test_it_describes_itself():
     assert repr(make()) == (
-        "LabelMap(3 of 10 classes in 7 x 5 cells, score_kind='logit', residual=yes, canvas_size=(17, 11), "
-        "view_box=(0.75, 0.125, 0.25, 1.5))"
+        "LabelMap(3 of 10 classes in 7 x 5 cells, score_kind='logit', residual=yes, image_scores=yes, "
+        "calibration=yes, canvas_size=(17, 11), view_box=(0.75, 0.125, 0.25, 1.5))"
     )
 
 
@@ -444,7 +453,8 @@ def test_a_batch_is_equal_to_nothing_else():
 
 def test_a_batch_describes_itself():
     assert repr(make_batch()) == (
-        "LabelMapBatch(4 maps, 3 of 10 classes in 7 x 5 cells, score_kind='logit', residual=yes, device='cpu')"
+        "LabelMapBatch(4 maps, 3 of 10 classes in 7 x 5 cells, score_kind='logit', residual=yes, image_scores=yes, "
+        "calibration=yes, device='cpu')"
     )
 
 
@@ -538,3 +548,29 @@ def test_a_map_of_finite_numbers_only(part, value):
     parts[part][..., 0] = value
     with pytest.raises(ValueError, match=r"scores and the residual of a label map are finite numbers"):
         LabelMap(classes=torch.zeros(1, 2, 3, dtype=torch.long), num_classes=2, canvas_size=(4, 6), **parts)
+
+
+def test_the_scores_of_a_whole_image_become_logarithms_of_shares():
+    scores = torch.tensor([2.0, 0.0, 1.0])
+    settings = {"num_classes": 3, "canvas_size": CANVAS, "image_scores": scores}
+    label_map = LabelMap(torch.zeros(1, *GRID), torch.zeros(1, *GRID, dtype=torch.long), **settings)
+    torch.testing.assert_close(label_map.image_scores, scores.log_softmax(0))
+
+
+@pytest.mark.parametrize(
+    "image_scores, words",
+    [
+        (torch.zeros(9), r"The image_scores of a label map are floating point, \[C\] = \(10,\), got .*\(9,\)"),
+        (torch.zeros(10, dtype=torch.int), r"are floating point, \[C\] = \(10,\), got torch.int32 \(10,\)"),
+        (torch.full((10,), float("nan")), "are finite numbers, got NaN or infinity"),
+    ],
+)
+def test_scores_of_a_whole_image_that_do_not_fit_are_refused(image_scores, words):
+    one = make()
+    with pytest.raises(ValueError, match=words):
+        LabelMap(one.scores, one.classes, num_classes=10, canvas_size=CANVAS, image_scores=image_scores)
+
+
+def test_calibrated_maps_and_others_make_no_batch():
+    with pytest.raises(ValueError, match="must agree in image_scores: map 0 has True, map 1 has False"):
+        LabelMapBatch.stack([make(), make(calibration=None)])

@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 from tests.references.label_maps import dense_by_loops, make_label_map
 from tests.references.sampling import softmax
 from torchrelabel import CutMixWithLabelMap, LabelMap, LabelMapBatch, LabelPooling, MixUpWithLabelMap, ViewBox
+from torchrelabel.calibration import Calibration
 from torchrelabel.transforms._visible import cells_in_box
 from torchrelabel.transforms.mix import _boxes_per_sample
 
@@ -220,6 +221,30 @@ def test_a_patch_of_the_whole_canvas_leaves_the_label_of_the_partner(labels):
     assert torch.equal(mixed, images.roll(1, 0))
     assert_close(got, LabelPooling()(maps).roll(1, 0), atol=1e-6 if labels == "mixed" else 0.1, rtol=0)
     assert torch.isfinite(got).all()
+
+
+def test_a_calibrated_patch_is_labelled_by_the_area_that_it_shows():
+    # The map says class 0 and the whole image class 1. A crop of all is labelled as the image, a small one as the map.
+    one = LabelMap(
+        torch.full((1, 7, 5), 9.0),
+        torch.zeros(1, 7, 5, dtype=torch.long),
+        num_classes=3,
+        canvas_size=(H, W),
+        residual=torch.zeros(7, 5),
+        image_scores=torch.tensor([0.0, 9.0, 0.0]),
+        calibration=Calibration((0.0, -1.0), (1.0, 0.4), 0.05),
+    )
+    maps = LabelMapBatch.stack([one, one.seen_through(ViewBox(0, 0, 0.25, 0.25))])
+    whole_canvas = (0, 0, W, H)
+    _, labels = FixedBox(whole_canvas, labels="localized")(torch.zeros(2, 3, H, W), maps)
+    assert_close(labels, LabelPooling()(maps).roll(1, 0), atol=1e-4, rtol=0)
+    assert labels[1, 1] > 0.9 > 0.1 > labels[0, 1]
+    # A tenth of the canvas that shows all of an image is a tenth of that image, and is labelled as the map says.
+    _, labels = FixedBox((0, 0, W, H // 10), labels="localized")(torch.zeros(2, 3, H, W), maps)
+    share = (H // 10) / H
+    small = LabelPooling()(one.seen_through(ViewBox(0, 0, 1, share)))
+    own = LabelPooling()(maps[1])
+    assert_close(labels[1], share * small + (1 - share) * own, atol=0.02, rtol=0)
 
 
 def test_a_view_outside_the_image_has_no_favourite_class():
