@@ -113,7 +113,7 @@ def test_cells_do_not_depend_on_how_many_fit_in_memory(monkeypatch: pytest.Monke
     with torch.no_grad():
         at_once = head(images)
         monkeypatch.setattr(torchrelabel.annotate.heads, "_CHUNK_NUMBERS", 1)
-        parts = list(head.chunks(images))
+        parts = list(head.chunks(head.features(images)))
         assert len(parts) == 5
         assert_close(torch.cat(parts).permute(0, 3, 1, 2), at_once)
 
@@ -129,10 +129,10 @@ def test_a_part_holds_as_many_images_as_there_is_room_for_their_features_and_sco
     head = CellHead(make_model(SWIN, num_classes=999, **SLIM[SWIN]), size) if wide else build(name, size)
     monkeypatch.setattr(torchrelabel.annotate.heads, "_CHUNK_NUMBERS", 2 * numbers)
     with torch.no_grad():
-        assert [len(part) for part in head.chunks(make_images(3, size))] == [2, 1]
+        assert [len(part) for part in head.chunks(head.features(make_images(3, size)))] == [2, 1]
     monkeypatch.setattr(torchrelabel.annotate.heads, "_CHUNK_NUMBERS", 2 * numbers - 1)
     with torch.no_grad():
-        assert [len(part) for part in head.chunks(make_images(3, size))] == [1, 1, 1]
+        assert [len(part) for part in head.chunks(head.features(make_images(3, size)))] == [1, 1, 1]
 
 
 def test_dropout_is_off() -> None:

@@ -90,7 +90,7 @@ class CellHead:
         ).to(next(model.parameters()).device)
         with torch.inference_mode():
             try:
-                features = self._features(probe)
+                features = self.features(probe)
             except (RuntimeError, ValueError, IndexError, AssertionError) as error:
                 raise ValueError(
                     f"{self.name} cannot take an image of {image_size} x {image_size} px: {error}. Give another size."
@@ -111,10 +111,6 @@ class CellHead:
             Logits per cell, ``[N, C, h, w]``, float32.
         """
         return torch.cat(list(self.chunks(self.features(images)))).permute(0, 3, 1, 2).contiguous()
-
-    def features(self, images: Tensor) -> Tensor:
-        """The model's last features, in its own layout, of normalised images ``[N, 3, S, S]``."""
-        return self._features(images)
 
     def whole(self, features: Tensor) -> Tensor:
         """What the model says of whole images: logits ``[N, C]``, float32, of features as `features` gives them."""
@@ -165,7 +161,12 @@ class CellHead:
                 f"{side} x {side} px. Give a multiple of {side}."
             )
 
-    def _features(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> Tensor:
+        """The model's last features, in its own layout, of normalised images ``[N, 3, S, S]``.
+
+        Raises:
+            UnsupportedModel: If it gives none, or not as one grid.
+        """
         if not (hasattr(self.model, "forward_features") and hasattr(self.model, "forward_head")):
             raise UnsupportedModel(
                 f"{self.name} has no forward_features and forward_head, which timm's classifiers have. "
