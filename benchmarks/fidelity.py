@@ -45,10 +45,10 @@ from torchrelabel.store.layout import encode_key, shard_file
 from torchrelabel.store.record import pack_record
 
 BANDS = (0.08, 0.2, 0.4, 0.6, 0.8, 1.0)
-ENLARGE = (1.0, 1.5, 2.0)
+ENLARGE, SEED = (1.0, 1.5, 2.0), 0
 STORED_CROPS, STORED_CLASSES, RECORDS_ON_DISK = (4, 16), 10, 1000
 BYTES_MARKED, MOST_BYTES_DRAWN = (200, 500, 1000, 2000, 5000, 10000), 20000
-SEED = 0
+KL_MARKED = (0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.5, 2.0)
 # Drawn in one colour each: the first of these words that the name of a row has.
 FAMILIES = ("calibrated", "two sizes", "FKD", "paper", "one label")
 
@@ -261,6 +261,7 @@ def draw(rows: Sequence[Row], path: Path, title: str) -> None:
         by_area.plot(means, "-" if colour in drawn else "o-", color=colour, lw=0.4 if colour in drawn else 1.6, ms=4)
         drawn.add(colour)
         against_kl.plot([], [], "o", color=colour, ms=5, label=f"{number} {row.name}")
+    against_kl.set(yscale="log", yticks=KL_MARKED, yticklabels=KL_MARKED)
     for axis, words in ((against_kl, "KL(annotator on the crop || label), nats"), (against_top, "same top class")):
         axis.set(xscale="log", xticks=BYTES_MARKED, xticklabels=BYTES_MARKED, ylabel=words)
         axis.set_xlabel("bytes an image: record (dot), on disk (bar); dashed: beyond")
@@ -286,8 +287,7 @@ def main() -> None:
     arguments = parser.parse_args()
     annotator = Annotator.from_timm(arguments.model, checkpoint=arguments.checkpoint, image_size=arguments.image_size)
     annotator.head.model.to(memory_format=torch.channels_last)
-    looks = look(arguments.images, annotator, arguments.crops, arguments.limit)
-    rows = measure(looks)
+    rows = measure(looks := look(arguments.images, annotator, arguments.crops, arguments.limit))
     title = f"{annotator.name} at {annotator.image_size} px, {len(looks.keys)} images, {arguments.crops} crops of each"
     print(f"{title}:\n\n{table(rows)}")
     if arguments.json:
