@@ -25,6 +25,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -44,18 +45,12 @@ from torchrelabel.store.layout import encode_key, shard_file
 from torchrelabel.store.record import pack_record
 
 BANDS = (0.08, 0.2, 0.4, 0.6, 0.8, 1.0)
-ENLARGE = (1.0, 1.5, 2.0)
-STORED_CROPS, STORED_CLASSES = (4, 16), 10
-RECORDS_ON_DISK = 1000
-SEED = 0
-COLOURS = {  # by a word in a row's name, the first that is in it
-    "one label": "#888888",
-    "paper": "#e4572e",
-    "nothing cut off": "#7b4fa3",
-    "calibrated": "#3b6fb6",
-    "two sizes": "#2a9d6f",
-    "FKD": "#c9a227",
-}
+ENLARGE, SEED = (1.0, 1.5, 2.0), 0
+STORED_CROPS, STORED_CLASSES, RECORDS_ON_DISK = (4, 16), 10, 1000
+BYTES_MARKED, MOST_BYTES_DRAWN = (200, 500, 1000, 2000, 5000, 10000), 20000
+KL_MARKED = (0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.5, 2.0)
+# Drawn in one colour each: the first of these words that the name of a row has.
+FAMILIES = ("calibrated", "two sizes", "FKD", "paper", "one label")
 
 
 @dataclass(frozen=True)
@@ -69,15 +64,11 @@ class Looks:
     keys: list[str]
     canvases: list[tuple[int, int]]
     boxes: Tensor  # [n, crops, 4], of the crops to label
+    area: Tensor  # [n, crops], of these, in shares of the image's
     live: Tensor  # [n, crops, C], the annotator's shares of these
-    stored_boxes: Tensor  # [n, 16, 4], of other crops
-    stored: Tensor  # [n, 16, C]
+    overlap: Tensor  # [n, 16, crops], IoU of these with other crops
+    stored: Tensor  # [n, 16, C], the annotator's shares of those
     cells: dict[float, list[TopScores]]
-
-    @property
-    def area(self) -> Tensor:
-        """Of the crops to label, in shares of the image's, ``[n, crops]``."""
-        return (self.boxes[..., 2:] - self.boxes[..., :2]).prod(-1)
 
 
 @dataclass(frozen=True)
@@ -94,7 +85,6 @@ class Row:
     """A way to label crops. Each measure is a mean and its standard error; a band that few images have has none."""
 
     name: str
-    family: str
     record_bytes: float
     disk_bytes: float | None
     forwards: float
@@ -107,20 +97,18 @@ class Row:
 def look(root: Path, annotator: Annotator, crops: int, limit: int | None) -> Looks:
     """Show images and crops of them to the annotator, each once at each size."""
     found = find_images(root)
-    keys = found.keys[:limit]
-    canvases, drawn, said = [], [], []
+    keys, canvases, drawn, said = found.keys[:limit], [], [], []
     cells: dict[float, list[TopScores]] = {enlarge: [] for enlarge in (0.0, *ENLARGE)}
     enlarged = {enlarge: annotator.enlarged(enlarge) for enlarge in ENLARGE}
     for number, key in enumerate(keys, 1):
         with found.open(key) as file:
             image = load_image(file)
-        canvas = (image.height, image.width)
+        canvases.append((image.height, image.width))
         counts = ((SEED, crops), (SEED + 1, STORED_CROPS[-1]))
-        boxes = torch.cat([draw_crops(*canvas, count, seed=seed, key=key) for seed, count in counts])
+        boxes = torch.cat([draw_crops(*canvases[-1], count, seed=seed, key=key) for seed, count in counts])
         pixels = [squashed(image, annotator.image_size, annotator.interpolation, box) for box in boxes.tolist()]
         said.append(annotator.whole(annotator.normalise(torch.stack(pixels))).log_softmax(1).cpu())
         drawn.append(boxes / torch.tensor([image.width, image.height] * 2))
-        canvases.append(canvas)
         for enlarge, larger in enlarged.items():
             sizes = (larger.image_size, larger.map_size)
             own, other = (larger.normalise(squashed(image, size, larger.interpolation)[None]) for size in sizes)
@@ -128,18 +116,16 @@ def look(root: Path, annotator: Annotator, crops: int, limit: int | None) -> Loo
             scores, classes, of_image = (part[0].cpu() for part in (top.scores, top.classes, top.image_scores))
             cells[enlarge].append(TopScores(scores, classes, None, of_image))
         cells[0.0].append(TopScores(scores[:, :1, :1], classes[:, :1, :1], None, of_image))
-        print(f"\rlooked at {number} of {len(keys)} images", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
-    all_boxes, all_said = torch.stack(drawn), torch.stack(said)
-    halves = (all_boxes[:, :crops], all_said[:, :crops], all_boxes[:, crops:], all_said[:, crops:])
-    return Looks(keys, canvases, *halves, cells)
+        print(f"looked at {number} of {len(keys)} images", file=sys.stderr)
+    (boxes, others), (live, stored) = (torch.stack(all_).tensor_split([crops], 1) for all_ in (drawn, said))
+    overlap = torch.stack([box_iou(*pair) for pair in zip(others, boxes, strict=True)])
+    return Looks(keys, canvases, boxes, (boxes[..., 2:] - boxes[..., :2]).prod(-1), live, overlap, stored, cells)
 
 
 def keep(looks: Looks, enlarge: float, k: int, image_k: int, codec: str = "float16", residual: bool = True) -> Kept:
     """Write label maps with the top k of each cell and the top image_k of the whole image into a store; read them."""
-    num_classes = looks.live.shape[-1]
+    num_classes, puts = looks.live.shape[-1], []
     residual = residual and k < num_classes
-    puts = []
     for top in looks.cells[enlarge]:
         rest = top.scores[k:].logsumexp(0).numpy() if residual else None
         arrays = {"scores": top.scores[:k].numpy(), "classes": top.classes[:k].numpy(), "residual": rest}
@@ -157,16 +143,14 @@ def keep(looks: Looks, enlarge: float, k: int, image_k: int, codec: str = "float
         maps = [label_map_of(store[name], store.header, size) for name, size in zip(names, looks.canvases, strict=True)]
         sizes = [len(pack_record(store.header, encode_key(name), **put)) for name, put in zip(names, puts, strict=True)]
         store.close()
-        disk_bytes = (path / shard_file(0)).stat().st_blocks * 512 / (copies * len(puts))
-    return Kept(maps, sum(sizes) / len(sizes), disk_bytes)
+        disk_bytes = (path / shard_file(0)).stat().st_blocks * 512
+    return Kept(maps, sum(sizes) / len(sizes), disk_bytes / (copies * len(puts)))
 
 
 def pooled(kept: Kept, looks: Looks, fill: str | None = None) -> Tensor:
     """The logits of each crop, ``[n, crops, C]``, of the map alone; or the label by a rule of LabelPooling."""
-    pairs = zip(kept.maps, looks.boxes, strict=True)
-    if fill is None:
-        return torch.stack([pool_map_alone(label_map, boxes) for label_map, boxes in pairs])
-    return torch.stack([pool_crops(label_map, boxes, fill) for label_map, boxes in pairs])
+    pool = partial(pool_crops, fill=fill) if fill else pool_map_alone
+    return torch.stack([pool(label_map, boxes) for label_map, boxes in zip(kept.maps, looks.boxes, strict=True)])
 
 
 def whole(kept: Kept, looks: Looks) -> Tensor:
@@ -176,27 +160,22 @@ def whole(kept: Kept, looks: Looks) -> Tensor:
 
 def fitted(looks: Looks, *parts: Tensor) -> Tensor:
     """Labels joined from parts ``[n, crops, C]`` by area, those of each half fitted on the other half of the images."""
-    labels = torch.empty_like(looks.live)
-    even = torch.arange(len(looks.keys)) % 2 == 0
-    for half in (even, ~even):
-        of_others, live, area = (
-            [value[~half].flatten(0, 1) for value in values] for values in (parts, [looks.live], [looks.area])
-        )
-        found = fit_by_area(of_others, *live, *area)
-        label = labels_by_area([part[half].flatten(0, 1) for part in parts], looks.area[half].flatten(), *found)
-        labels[half] = label.reshape(-1, *labels.shape[1:])
+    labels, crops = torch.empty_like(looks.live), (looks.live, looks.area, *parts)
+    for first in (0, 1):
+        live, area, *others = (value[1 - first :: 2].flatten(0, 1) for value in crops)
+        found = fit_by_area(others, live, area)
+        _, area, *mine = (value[first::2].flatten(0, 1) for value in crops)
+        labels[first::2] = labels_by_area(mine, area, *found).unflatten(0, (-1, labels.shape[1]))
     return labels
 
 
 def nearest_stored(looks: Looks, count: int) -> Tensor:
     """The label of the nearest of ``count`` stored crops, ``[n, crops, C]``."""
-    labels = []
-    for boxes, stored_boxes, stored in zip(looks.boxes, looks.stored_boxes, looks.stored, strict=True):
-        shares = stored[box_iou(boxes, stored_boxes[:count]).argmax(1)].exp()
-        top = shares.topk(STORED_CLASSES)
-        rest = (1 - top.values.sum(1, keepdim=True)).clamp(min=1e-6) / (shares.shape[1] - STORED_CLASSES)
-        labels.append(rest.expand_as(shares).scatter(1, top.indices, top.values).log().log_softmax(1))
-    return torch.stack(labels)
+    nearest = looks.overlap[:, :count].argmax(1)
+    shares = looks.stored.gather(1, nearest[..., None].expand_as(looks.live)).exp()
+    top = shares.topk(STORED_CLASSES)
+    rest = (1 - top.values.sum(-1, keepdim=True)).clamp(min=1e-6) / (shares.shape[-1] - STORED_CLASSES)
+    return rest.expand_as(shares).scatter(-1, top.indices, top.values).log().log_softmax(-1)
 
 
 def by_image(values: Tensor, chosen: Tensor) -> tuple[float, float] | None:
@@ -209,19 +188,17 @@ def by_image(values: Tensor, chosen: Tensor) -> tuple[float, float] | None:
 def measure(looks: Looks) -> list[Row]:
     """Label the crops in every way."""
     rows: list[Row] = []
-    all_classes, area = looks.live.shape[-1], looks.area
-    inside = area.clamp(BANDS[0] + 1e-4, BANDS[-1])  # a few pixels less than .08 are .08
+    all_classes = looks.live.shape[-1]
+    area = looks.area.clamp(BANDS[0] + 1e-4, BANDS[-1])  # crops of whole pixels may be a little less than .08
 
     def add(name: str, kept: Sequence[Kept], forwards: float, label: Tensor, bytes_: float | None = None) -> None:
         kl = kl_div(label, looks.live, reduction="none", log_target=True).sum(-1)
         tv = (label.exp() - looks.live.exp()).abs().sum(-1) / 2
         same = (label.argmax(-1) == looks.live.argmax(-1)).float()
-        overall = [by_image(values, area > 0) or (float("nan"),) * 2 for values in (kl, tv, same)]
-        bands = [by_image(kl, (inside > low) & (inside <= high)) for low, high in pairwise(BANDS)]
-        record_bytes = bytes_ or sum(one.record_bytes for one in kept)
-        disk_bytes = sum(one.disk_bytes for one in kept) if kept else None
-        family = next(family for family in COLOURS if family in name)
-        rows.append(Row(name, family, record_bytes, disk_bytes, forwards, *overall, bands))
+        overall = [by_image(values, area > 0) for values in (kl, tv, same)]
+        bands = [by_image(kl, (area > low) & (area <= high)) for low, high in pairwise(BANDS)]
+        sizes = (bytes_ or sum(one.record_bytes for one in kept), sum(one.disk_bytes for one in kept) or None)
+        rows.append(Row(name, *sizes, forwards, *overall, bands))
 
     def add_calibrated(words: str, enlarge: float, k: int, image_k: int, codec: str = "float16") -> None:
         kept = keep(looks, enlarge, k, image_k, codec)
@@ -234,14 +211,12 @@ def measure(looks: Looks) -> list[Row]:
     for fill, residual in (("zero", False), ("residual", True)):
         kept = keep(looks, 1.0, 5, 0, residual=residual)
         add(f'paper\'s rule, top 5, fill="{fill}"', [kept], 1, pooled(kept, looks, fill))
-    for enlarge in (1.5, 1.0, 2.0):
-        add_calibrated("top 5, float16", enlarge, 5, all_classes)
-    add_calibrated("top 20, float16", 1.5, 20, all_classes)
+    for enlarge, k in ((1.5, 5), (1.0, 5), (2.0, 5), (1.5, 20)):
+        add_calibrated(f"top {k}, float16", enlarge, k, all_classes)
     for enlarge, k in ((1.5, 5), (2.0, 5), (1.5, 10), (2.0, 10), (1.5, 20)):
         add_calibrated(f"top {k}, uint8", enlarge, k, all_classes, "uint8")
     for image_k, codec in ((250, "float16"), (100, "float16"), (100, "uint8")):
-        if image_k < all_classes:
-            add_calibrated(f"top 5, {codec}, {image_k} of the image", 1.5, 5, image_k, codec)
+        add_calibrated(f"top 5, {codec}, {image_k} of the image", 1.5, 5, min(image_k, all_classes), codec)
     add_calibrated("nothing cut off", 1.5, all_classes, all_classes)
     for k, words in ((5, "top 5"), (all_classes, "all classes")):
         small, large = (keep(looks, enlarge, k, all_classes) for enlarge in (1.0, 2.0))
@@ -256,13 +231,13 @@ def measure(looks: Looks) -> list[Row]:
 def table(rows: Sequence[Row]) -> str:
     """The rows in Markdown."""
     bands = [f"KL, {low:g}-{high:g}" for low, high in pairwise(BANDS)]
-    lines = [["#", "label", "bytes", "on disk", "forwards", "KL", "TV", "same top class", *bands]]
-    lines.append(["---"] * len(lines[0]))
+    head = ["#", "label", "bytes", "on disk", "forwards", "KL", "TV", "same top class", *bands]
+    lines = [head, ["---"] * len(head)]
     for number, row in enumerate(rows, 1):
-        disk = "" if row.disk_bytes is None else f"{row.disk_bytes:,.0f}"
+        sizes = ["" if size is None else f"{size:,.0f}" for size in (row.record_bytes, row.disk_bytes)]
         overall = [f"{mean:.3f} ± {error:.3f}" for mean, error in (row.kl, row.tv, row.agreement)]
         by_area = ["" if band is None else f"{band[0]:.2f}" for band in row.kl_by_area]
-        lines.append([str(number), row.name, f"{row.record_bytes:,.0f}", disk, f"{row.forwards:g}", *overall, *by_area])
+        lines.append([str(number), row.name, *sizes, f"{row.forwards:g}", *overall, *by_area])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -270,30 +245,32 @@ def draw(rows: Sequence[Row], path: Path, title: str) -> None:
     """Draw KL and agreement against bytes, by the number of the row, and KL by area."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 5.2), layout="constrained")
+    figure, drawn = Figure(figsize=(16, 7), layout="constrained"), set()
     against_kl, against_top, by_area = figure.subplots(1, 3)
     for number, row in enumerate(rows, 1):
-        colour = COLOURS[row.family]
+        colour = next(f"C{index}" for index, words in enumerate(FAMILIES) if words in row.name)
         for axis, (mean, error) in ((against_kl, row.kl), (against_top, row.agreement)):
-            axis.errorbar(row.record_bytes, mean, error, fmt="o", color=colour, ms=5, elinewidth=0.6, alpha=0.9)
+            if row.record_bytes > MOST_BYTES_DRAWN:
+                axis.axhline(mean, color=colour, ls="--", lw=1)
+                axis.annotate(str(number), (1, mean), (-14, 3), axis.get_yaxis_transform(), "offset points", fontsize=8)
+                continue
+            axis.errorbar(row.record_bytes, mean, error, fmt="o", color=colour, ms=5, elinewidth=0.3)
+            axis.plot([row.record_bytes, row.disk_bytes or row.record_bytes], [mean] * 2, "-|", color=colour, lw=0.6)
             axis.annotate(str(number), (row.record_bytes, mean), (5, 3), textcoords="offset points", fontsize=8)
-            if row.disk_bytes is not None:
-                axis.plot([row.record_bytes, row.disk_bytes], [mean, mean], "-|", color=colour, lw=0.6, ms=5)
-        places = [index for index, band in enumerate(row.kl_by_area) if band]
-        means = [row.kl_by_area[index][0] for index in places]
-        first = all(row.family != earlier.family for earlier in rows[: number - 1])
-        by_area.plot(places, means, "o-" if first else "-", color=colour, lw=1.6 if first else 0.5, ms=4)
+        means = [band[0] if band else float("nan") for band in row.kl_by_area]
+        by_area.plot(means, "-" if colour in drawn else "o-", color=colour, lw=0.4 if colour in drawn else 1.6, ms=4)
+        drawn.add(colour)
         against_kl.plot([], [], "o", color=colour, ms=5, label=f"{number} {row.name}")
+    against_kl.set(yscale="log", yticks=KL_MARKED, yticklabels=KL_MARKED)
     for axis, words in ((against_kl, "KL(annotator on the crop || label), nats"), (against_top, "same top class")):
-        axis.set(xscale="log", xlabel="bytes an image: record (dot), on disk (end of the line)", ylabel=words)
-    names = [f"{low:g}-{high:g}" for low, high in pairwise(BANDS)]
-    by_area.set(xticks=range(len(names)), xticklabels=names, xlabel="area of the crop", yscale="log")
-    by_area.set_ylabel("KL, nats (thick: the first row of its colour)")
-    figure.legend(
-        *against_kl.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False
-    )
-    figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=110)
+        axis.set(xscale="log", xticks=BYTES_MARKED, xticklabels=BYTES_MARKED, ylabel=words)
+        axis.set_xlabel("bytes an image: record (dot), on disk (bar); dashed: beyond")
+        axis.minorticks_off()
+    by_area.set_xticks(range(len(BANDS) - 1), [f"{low:g}-{high:g}" for low, high in pairwise(BANDS)])
+    by_area.set(xlabel="area of the crop", ylabel="KL, nats (thick: the first row of a colour)")
+    figure.legend(loc="outside lower center", ncols=5, fontsize=8, frameon=False)
+    figure.suptitle(title)
+    figure.savefig(path)
 
 
 def main() -> None:
@@ -310,13 +287,11 @@ def main() -> None:
     arguments = parser.parse_args()
     annotator = Annotator.from_timm(arguments.model, checkpoint=arguments.checkpoint, image_size=arguments.image_size)
     annotator.head.model.to(memory_format=torch.channels_last)
-    looks = look(arguments.images, annotator, arguments.crops, arguments.limit)
-    rows = measure(looks)
+    rows = measure(looks := look(arguments.images, annotator, arguments.crops, arguments.limit))
     title = f"{annotator.name} at {annotator.image_size} px, {len(looks.keys)} images, {arguments.crops} crops of each"
     print(f"{title}:\n\n{table(rows)}")
     if arguments.json:
-        values = {"title": title, "bands": BANDS, "rows": [asdict(row) for row in rows]}
-        arguments.json.write_text(json.dumps(values, indent=1))
+        arguments.json.write_text(json.dumps({"of": title, "bands": BANDS, "rows": list(map(asdict, rows))}, indent=1))
     if arguments.plot:
         draw(rows, arguments.plot, title)
 
