@@ -57,7 +57,8 @@ def test_the_kinds_of_labels_were_learnt_differently(quick):
 def test_the_report_has_its_four_pictures_and_each_shows_something(quick):
     shown = pictures(quick[0])
     assert len(shown) == 4
-    assert all(picture.width > 700 and len(picture.convert("RGB").getcolors(10**7)) > 20 for picture in shown)
+    # With the clearness that they have: on the curves' clear background nearly all that differs is how clear it is.
+    assert all(picture.width > 700 and len(picture.convert("RGBA").getcolors(10**7)) > 100 for picture in shown)
 
 
 def test_the_report_loads_nothing_from_elsewhere(quick):
