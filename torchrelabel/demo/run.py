@@ -44,7 +44,7 @@ class Sizes:
     crops_per_scene: int
 
 
-FULL = Sizes(2500, 3000, 10, 4)
+FULL = Sizes(2500, 3000, 12, 4)
 QUICK = Sizes(100, 50, 2, 1)
 
 
