@@ -5,8 +5,8 @@
 
 Within a seed every rule gets the same first weights, the same crops and the same order. The crops, what the annotator
 says of each crop (live), and its label maps of the whole scenes at several sizes, no class cut off, are made once, in
-OUT/evidence/, and mapped into memory by every process. The students then train in bfloat16, channels last (--float32 to
-compare): 24 s of one core of a CPU with AMX for 15 epochs instead of 45. What the annotator says of crops is computed in
+OUT/evidence/, and mapped into memory by every process. The students then train in bfloat16, channels last (--float32
+to compare): 24 s of one core of a CPU with AMX for 15 epochs instead of 45. What the annotator says of crops is in
 bfloat16, too (off by 0.01 on average, where logits spread by 2.4), its maps in float32.
 
 Prints a Markdown table for each share of wrong labels: how far the label is from what the annotator says of the crop
