@@ -16,7 +16,7 @@ def asked(monkeypatch):
 
     def record(out, **options):
         calls.append((out, options))
-        return result([0.5, 0.6], [0.7, 0.7], [0.3, 0.5])
+        return result([0.5, 0.6], [0.3, 0.5])
 
     monkeypatch.setattr(torchrelabel.demo, "demo", record)
     return calls

@@ -12,7 +12,6 @@ from torchrelabel.demo.students import (
     ONE_HOT,
     RELABEL,
     SIZE,
-    SMOOTHED,
     load_test_scenes,
     make_student,
     missing_digits,
@@ -41,18 +40,13 @@ def sample(folder, labels, index=3):
 
 
 def test_all_kinds_of_labels_see_the_same_crops(folder):
-    one_hot, smoothed, relabel = (sample(folder, labels)[0] for labels in LABEL_KINDS)
-    assert_close(one_hot, smoothed, rtol=0, atol=0)
+    one_hot, relabel = (sample(folder, labels)[0] for labels in LABEL_KINDS)
     assert_close(one_hot, relabel.as_subclass(torch.Tensor), rtol=0, atol=0)
 
 
 def test_only_relabel_takes_its_labels_from_the_maps(folder):
     assert sample(folder, ONE_HOT)[1] == 1
     assert sample(folder, RELABEL)[1].argmax() == 7
-
-
-def test_only_label_smoothing_smooths(folder):
-    assert [sample(folder, labels)[2].label_smoothing for labels in (ONE_HOT, SMOOTHED, RELABEL)] == [0, 0.1, 0]
 
 
 def test_the_same_seed_builds_the_same_student():

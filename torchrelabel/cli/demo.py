@@ -15,7 +15,7 @@ import click
 @click.option("--quick", is_flag=True, help="Everything in seconds, too small for its numbers to mean anything.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def demo(out: str, seeds: int, scene_seed: int, quick: bool, as_json: bool) -> None:
-    """Compare one-hot labels, label smoothing and ReLabel on scenes of real handwritten digits.
+    """Compare one-hot labels with ReLabel's on scenes of real handwritten digits.
 
     Makes image folders, writes label maps with an annotator whose weights come with the package, trains the same
     student on each kind of labels, prints a table and writes report.html. Takes a few minutes on two cores, without a

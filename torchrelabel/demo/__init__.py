@@ -1,4 +1,4 @@
-"""The demo: real handwritten digits in crowded scenes, learnt from three kinds of labels."""
+"""The demo: real handwritten digits in crowded scenes, learnt from two kinds of labels."""
 
 from torchrelabel.demo.run import demo as demo
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torchrelabel.data.records import label_map_of
 from torchrelabel.demo.folders import SceneFolder, SceneRecord
 from torchrelabel.demo.result import DemoResult
-from torchrelabel.demo.students import LABEL_KINDS, ONE_HOT, RELABEL, SMOOTHED, draw_crop, visible_share
+from torchrelabel.demo.students import LABEL_KINDS, ONE_HOT, RELABEL, draw_crop, visible_share
 from torchrelabel.pooling import LabelPooling
 from torchrelabel.store import LabelStore
 from torchrelabel.view_box import ViewBox
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GREY, RED, BLUE = "#858c96", "#e0523f", "#4f86d9"
-COLOURS = {ONE_HOT: "#a06cd5", SMOOTHED: "#d9973b", RELABEL: BLUE}
+COLOURS = {ONE_HOT: "#a06cd5", RELABEL: BLUE}
 INCHES = 6.4
 
 

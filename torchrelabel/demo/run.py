@@ -1,4 +1,4 @@
-"""demo: scenes, label maps, three kinds of students and a report, one after the other."""
+"""demo: scenes, label maps, two kinds of students and a report, one after the other."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def demo(
     quick: bool = False,
     progress: bool = True,
 ) -> DemoResult:
-    """Train students on one-hot labels, label smoothing and ReLabel, on real digits, and report what comes out.
+    """Train students on one-hot labels and on ReLabel's, on real digits, and report what comes out.
 
     Args:
         out: Folder for the scenes, the label maps and ``report.html``; made if it does not exist.

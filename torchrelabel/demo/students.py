@@ -1,4 +1,4 @@
-"""The demo's student: one small network, learning the same crops from three kinds of labels."""
+"""The demo's student: one small network, learning the same crops from two kinds of labels."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from torchrelabel.transforms import RandomResizedCropWithLabelMap
 SIZE = 48
 SCALE = (0.08, 1.0)  # torchvision's default, and the paper's
 RATIO = (3 / 4, 4 / 3)
-ONE_HOT, SMOOTHED, RELABEL = "one-hot", "label smoothing", "ReLabel"
-LABEL_KINDS = (ONE_HOT, SMOOTHED, RELABEL)
+ONE_HOT, RELABEL = "one-hot", "ReLabel"
+LABEL_KINDS = (ONE_HOT, RELABEL)
 CURVE_STEP = 3  # after each epoch, every third test scene: enough for a curve
 
 
@@ -88,8 +88,7 @@ def training_set(labels: str, folder: Path, label_maps: Path) -> tuple[Dataset[A
         pipeline = v2.Compose([RandomResizedCropWithLabelMap(SIZE, SCALE, RATIO, antialias=True), *_to_input()])
         return LabelMapDataset(ImageFolder(str(folder)), label_maps, transforms=pipeline), nn.CrossEntropyLoss()
     pipeline = v2.Compose([v2.RandomResizedCrop(SIZE, SCALE, RATIO, antialias=True), *_to_input()])
-    smoothing = 0.1 if labels == SMOOTHED else 0.0
-    return ImageFolder(str(folder), transform=pipeline), nn.CrossEntropyLoss(label_smoothing=smoothing)
+    return ImageFolder(str(folder), transform=pipeline), nn.CrossEntropyLoss()
 
 
 def load_test_scenes(folder: SceneFolder) -> HeldOutScenes:
