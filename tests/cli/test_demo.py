@@ -35,7 +35,7 @@ def test_options_reach_the_function(asked):
 def test_it_ends_with_the_table_and_the_path_of_the_report(asked):
     lines = invoke("demo", "--out", "there").stdout.splitlines()
     assert lines[0].startswith("labels")
-    assert "40.0 ± 14.1" in lines[4]
+    assert "40.0 ± 14.1" in lines[3]
     assert lines[-1].endswith("there/report.html")
 
 
