@@ -13,7 +13,9 @@ from torchrelabel.annotate import annotate
 from torchrelabel.annotate.annotator import Annotator
 from torchrelabel.annotate.calibrate import FEWEST_IMAGES, calibrate
 from torchrelabel.annotate.images import find_images
+from torchrelabel.annotate.made_by import annotator_of, differences
 from torchrelabel.data.records import label_map_of
+from torchrelabel.errors import SettingsDiffer
 
 
 def paint(root, count, seed=0):
@@ -164,6 +166,29 @@ def test_maps_without_scores_of_whole_images_are_the_papers(painted, tmp_path):
     np.testing.assert_array_equal(plain["000.png"].scores, calibrated["000.png"].scores)
 
 
+def test_a_store_of_the_first_version_is_continued_by_the_settings_that_it_was_begun_with(tmp_path):
+    root = paint(tmp_path / "images", 3)
+    options = {"model": "resnet10t", "pretrained": False, "image_size": 64, "device": "cpu", **SETTINGS}
+    annotate(root, tmp_path / "maps.lmdb", image_top_k=0, enlarge=1, **options)
+    header = LabelStore(tmp_path / "maps.lmdb").header
+    assert (header.format_version, "map_size" in header.annotator) == (1, False)
+    shutil.copy(root / "000.png", root / "one more.png")
+    assert annotate(root, tmp_path / "maps.lmdb", image_top_k=0, enlarge=1, **options).annotated == 1
+    with pytest.raises(SettingsDiffer, match=r"image_top_k: 0, now 1000.*annotator.map_size: None, now 96"):
+        annotate(root, tmp_path / "maps.lmdb", **options)
+
+
+def test_the_annotator_of_a_store_sees_images_as_much_enlarged_again(tmp_path):
+    root = paint(tmp_path / "images", 2)
+    options = {"model": "resnet10t", "pretrained": False, "image_size": 64, "device": "cpu", **SETTINGS}
+    annotate(root, tmp_path / "maps.lmdb", **options)
+    header = LabelStore(tmp_path / "maps.lmdb").header
+    annotator = annotator_of(header, device="cpu")
+    assert (annotator.image_size, annotator.map_size) == (64, 96)
+    assert differences(annotator, header) == []
+    assert differences(annotator.enlarged(2), header) == ["map_size is 128 here, and was 96 when the store was made."]
+
+
 def test_the_words_warn_where_one_label_an_image_does_as_well(painted):
     _, _, summary = painted
     fit = summary.crop_fit
@@ -219,7 +244,7 @@ def test_a_model_that_takes_one_size_only_is_not_enlarged_and_says_so(tmp_path):
     root = paint(tmp_path / "images", 2)
     options = {"model": "vit_tiny_patch16_224", "pretrained": False, "image_size": 32, "device": "cpu"}
     summary = annotate(root, tmp_path / "maps.lmdb", **options, **SETTINGS)
-    assert LabelStore(tmp_path / "maps.lmdb").header.annotator["map_size"] == 32
+    assert "map_size" not in LabelStore(tmp_path / "maps.lmdb").header.annotator
     assert any("without enlarging them" in note for note in summary.notes)
     with pytest.raises(ValueError, match="cannot take an image of 64 x 64 px"):
         annotate(root, tmp_path / "other.lmdb", enlarge=2, **options, **SETTINGS)

@@ -324,7 +324,7 @@ class Annotator:
             "weights": self.weights,
             "weights_sha256": self.weights_sha256,
             "image_size": self.image_size,
-            "map_size": self.map_size,
+            **({} if self.map_size == self.image_size else {"map_size": self.map_size}),
             "resize": "squash",
             "interpolation": self.interpolation,
             "mean": list(self.mean),

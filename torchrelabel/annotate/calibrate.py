@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -141,8 +142,9 @@ def calibrate(
             f"{store.path} was made by another annotator ({header.annotator.get('model')}, weights {str(digest)[:12]}, "
             f"here {annotator.name}, {annotator.weights_sha256[:12]}). Calibrate it with the one that made it."
         )
-    keys = sorted(key for key in found.keys if key in store)
-    keys = random.Random(seed).sample(keys, min(images, len(keys)))
+    # Looked up one by one until there are enough: a million lookups would read the whole store.
+    shuffled = random.Random(seed).sample(sorted(found.keys), len(found.keys))
+    keys = list(islice((key for key in shuffled if key in store), images))
     crops = _look(store, found, progress(keys, len(keys), "calibrate"), annotator, seed, batch_size)
     count = 0 if crops is None else len(set(crops.image.tolist()))
     if crops is None or count < FEWEST_IMAGES:

@@ -77,11 +77,14 @@ def differences(annotator: Annotator, header: StoreHeader) -> list[str]:
             f"The weights are not those that made the store (SHA-256 {annotator.weights_sha256[:12]}..., there "
             f"{str(digest)[:12]}...): what disagrees may be the models."
         )
-    # The size for the cells follows from that of the input, where that is another one.
-    same_size = made_by.get("image_size") == here["image_size"]
     notes += [
         f"{name} is {here[name]!r} here, and was {made_by[name]!r} when the store was made."
-        for name in (*_INPUT, *(["map_size"] if same_size else []))
+        for name in _INPUT
         if name in made_by and made_by[name] != here[name]
     ]
+    # Where the size of the input is another one, that for the cells follows from it.
+    size = here["image_size"]
+    then, now = (description.get("map_size", size) for description in (made_by, here))
+    if made_by.get("image_size") == size and then != now:
+        notes.append(f"map_size is {now} here, and was {then} when the store was made.")
     return notes
