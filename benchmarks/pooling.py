@@ -53,8 +53,8 @@ def pool_dense_batch(batch: LabelMapBatch, pooling: LabelPooling) -> Tensor:
     index = torch.arange(len(batch), dtype=torch.float32)[:, None]
     dense = dense_scores(batch, pooling.fill)
     pooled = roi_align(dense, torch.cat([index, box_in_map], 1), pooling.output_size, aligned=True, sampling_ratio=-1)
-    if pooling.fill == "auto":
-        shown = (ends[:, 2:] - ends[:, :2]).prod(1).abs() / (pooled.shape[2] * pooled.shape[3])
+    if pooling.fill == "auto" and pooling.output_size == (1, 1):
+        shown = (ends[:, 2:] - ends[:, :2]).prod(1).abs()
         weights = torch.tensor([batch.calibration.weights(area) for area in shown.tolist()])
         of_image = batch.image_scores[:, :, None, None]
         pooled = weights[:, :1, None, None] * pooled + weights[:, 1:, None, None] * of_image

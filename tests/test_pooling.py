@@ -93,7 +93,9 @@ CALIBRATION = Calibration((0.7, -0.2, 0.1), (0.4, 0.3, 0.05), 0.08)
 def calibrated_by_loops(label_map, bins=(1, 1)):
     """Labels ``[C, gh, gw]`` by the slow way: the dense map by loops, points one by one, weights by hand."""
     x1, y1, x2, y2 = (min(max(end, 0.0), 1.0) for end in label_map.view_box)
-    area = abs((x2 - x1) * (y2 - y1)) / (bins[0] * bins[1])
+    area = abs((x2 - x1) * (y2 - y1))
+    if bins != (1, 1):  # tokens: the map alone
+        return softmax(pool_points(dense_by_loops(label_map, "auto"), exactly(label_map.view_box), bins))
     if area == 0:
         return np.full((label_map.num_classes, *bins), 1 / label_map.num_classes)
     log_area = np.log(max(area, 0.08))

@@ -40,7 +40,8 @@ class LabelPooling(nn.Module):
             they share the cell's residual equally, so that no probability is invented. ``"auto"``: where maps have a
             :class:`~torchrelabel.calibration.Calibration`, as those of ``torchrelabel annotate`` have, they share the
             residual as they do in the whole image, and the pooled logits are joined with those of the whole image as
-            fitted to the annotator; where they have none, ``"zero"``.
+            fitted to the annotator; where they have none, ``"zero"``. Tokens of a grid are smaller than any crop that
+            was looked at, and get what the map alone says.
         temperature: Divides the pooled logits before the softmax. One is the paper's. Probabilities have none.
         activation: ``"auto"``: softmax for logits, and probabilities pooled as they are and normalised to sum to one.
             ``"softmax"`` demands logits. ``"argmax"``: a one-hot label (the paper's "localized single-label"). None:
@@ -89,7 +90,7 @@ class LabelPooling(nn.Module):
         _check_type(label_maps)
         weights = _cell_weights(label_maps, self.output_size)
         if self._calibrated(label_maps):
-            pooled = _pool_calibrated(label_maps, weights, _visible_area(label_maps) / math.prod(self.output_size))
+            pooled = _pool_calibrated(label_maps, weights, self._area(label_maps))
         else:
             pooled = self._pool(label_maps, weights)
         if self.output_size == (1, 1):
@@ -121,6 +122,10 @@ class LabelPooling(nn.Module):
         else:
             pooled = self._pool(label_maps, weights)
         return pooled[:, 0] if batched else pooled[0, 0]
+
+    def _area(self, label_maps: LabelMap | LabelMapBatch) -> Tensor | None:
+        """The area by which a label is calibrated; none for tokens, which are far smaller than any crop of training."""
+        return _visible_area(label_maps) if self.output_size == (1, 1) else None
 
     def _calibrated(self, label_maps: LabelMap | LabelMapBatch) -> bool:
         return self.fill == "auto" and label_maps.calibration is not None
@@ -223,8 +228,11 @@ def pool_dense(label_maps: LabelMap | LabelMapBatch, pooling: LabelPooling | Non
     pooled = roi_align(dense[None], boxes_in_map, (1, 1), aligned=True, sampling_ratio=-1)  # [gh * gw, C, 1, 1]
     if pooling._calibrated(label_maps):
         x1, y1, x2, y2 = (min(max(end, 0.0), 1.0) for end in view_box)
-        area = abs((x2 - x1) * (y2 - y1)) / (gh * gw)
-        of_map, of_image = label_maps.calibration.weights(area) if area else (0.0, 0.0)  # type: ignore[union-attr]
+        area = abs((x2 - x1) * (y2 - y1))
+        if pooling.output_size != (1, 1):
+            of_map, of_image = 1.0, 0.0
+        else:
+            of_map, of_image = label_maps.calibration.weights(area) if area else (0.0, 0.0)  # type: ignore[union-attr]
         pooled = of_map * pooled + of_image * label_maps.image_scores.float()[:, None, None]  # type: ignore[union-attr]
     pooled = pooled.reshape(gh, gw, -1).permute(2, 0, 1)
     if pooling.output_size == (1, 1):
@@ -251,18 +259,21 @@ def _share_of_residual(label_maps: LabelMap | LabelMapBatch, others: int) -> Ten
     return residual / others if label_maps.score_kind == "probability" else residual - math.log(others)
 
 
-def _pool_calibrated(label_maps: LabelMap | LabelMapBatch, weights: Tensor, area: Tensor) -> Tensor:
+def _pool_calibrated(label_maps: LabelMap | LabelMapBatch, weights: Tensor, area: Tensor | None) -> Tensor:
     """The logits of regions by the rule that the maps were calibrated for, ``[B, T, C]``.
 
     Args:
         label_maps: With a calibration.
         weights: How much each cell counts for each token, ``[B, T, h * w]``.
-        area: The share of the annotated image that each token covers, ``[B]``. Where that is none, all classes get
-            the same.
+        area: The share of the annotated image that each region covers, ``[B]``; where it is 0, all classes get the
+            same. None: the map alone.
     """
     b, tokens, cells = weights.shape
     k, num_classes = label_maps.scores.shape[-3], label_maps.num_classes
-    of_map, of_image = _weights_of(label_maps.calibration, area[:, None])  # [B, 1]
+    if area is None:
+        of_map, of_image = weights.new_ones(b, 1), weights.new_zeros(b, 1)
+    else:
+        of_map, of_image = _weights_of(label_maps.calibration, area[:, None])  # [B, 1]
     image_scores, kept = _of_image(label_maps), label_maps.classes.long().reshape(b, k * cells)
     scores = label_maps.scores.float().reshape(b, k, cells)
     if k < num_classes:

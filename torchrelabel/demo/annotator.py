@@ -77,7 +77,7 @@ def annotator_top1(checkpoint: Path, folder: SceneFolder) -> float:
 def agreement(folder: SceneFolder, store: LabelStore) -> tuple[float, float]:
     """Measure how well the label maps know where which digit is.
 
-    Each digit's box is taken as a crop, and its label pooled from the map, as a random crop's label is in training.
+    Each digit's box is taken as a crop, and its label pooled from the map alone, by the paper's rule.
 
     Args:
         folder: The folder that was annotated.
@@ -86,7 +86,8 @@ def agreement(folder: SceneFolder, store: LabelStore) -> tuple[float, float]:
     Returns:
         For large and for small digits, the share whose own class is the largest in the label pooled over their box.
     """
-    pooling, header = LabelPooling(), store.header
+    # What the map alone says: calibrated labels are for crops of training, and most digits are smaller.
+    pooling, header = LabelPooling(fill="zero"), store.header
     right: dict[bool, list[bool]] = {True: [], False: []}
     for key, record in folder.records.items():
         height, width = record.size
