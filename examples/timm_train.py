@@ -32,7 +32,7 @@ def criterion(kind, smoothing, mixing, splits):
 
 def train(data_dir, label_maps=None, *, classes=7, model="resnet18", size=32, batch_size=4, epochs=1, workers=0,
           loss="ce", smoothing=0.1, mixup=None, mixup_off_epoch=None, splits=0, prefetch=True, watch=None,
-          **options):  # fmt: skip
+          learning_rate=0.05, **options):  # fmt: skip
     """Train a model and return the loss of each step; ``options`` go to timm's create_loader."""
     random_seed(0)
     network = create_model(model, num_classes=classes)
@@ -48,7 +48,7 @@ def train(data_dir, label_maps=None, *, classes=7, model="resnet18", size=32, ba
         use_prefetcher=prefetch, collate_fn=mixer if mixup and prefetch else None, device=torch.device("cpu"),
         persistent_workers=workers > 0, **options,
     )  # fmt: skip
-    optimizer = torch.optim.SGD(network.parameters(), 0.05)
+    optimizer = torch.optim.SGD(network.parameters(), learning_rate)
     loss_of, losses = criterion(loss, smoothing, mixup is not None, splits), []
     for epoch in range(epochs):
         if mixup is not None and epoch == mixup_off_epoch:
