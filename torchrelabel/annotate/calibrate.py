@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from typing import Any
 
@@ -25,7 +25,7 @@ from torchrelabel.store import LabelStore, write_calibration
 FEWEST_IMAGES = 16
 IMAGES = 128
 CROPS_AN_IMAGE = 4
-# Of the polynomials of log(area). Two do as well on photographs, three are better by .01 nats.
+# Of the polynomials of log(area): a quadratic.
 _COEFFICIENTS = 3
 
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
@@ -96,7 +96,7 @@ class _Crops:
     image: Tensor
 
     def __getitem__(self, chosen: Tensor) -> _Crops:
-        return _Crops(*(getattr(self, name)[chosen] for name in asdict(self)))
+        return _Crops(*(getattr(self, part.name)[chosen] for part in fields(self)))
 
 
 def calibrate(
