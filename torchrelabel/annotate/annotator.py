@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import difflib
 import hashlib
 import math
@@ -107,8 +108,6 @@ class Annotator:
         enlarge: float = 1.0,
         class_names: Sequence[str] | None = None,
     ) -> None:
-        if not 1 <= enlarge < math.inf:
-            raise ValueError(f"enlarge must be 1 or more, got {enlarge}.")
         if len(mean) != 3 or not all(0 <= value <= 1 for value in mean):
             raise ValueError(f"mean must be three numbers from 0 to 1, as for images in 0..1, got {spaced(mean)}.")
         if len(std) != 3 or not all(0 < value <= 1 for value in std):
@@ -132,8 +131,7 @@ class Annotator:
         self.head = CellHead(model.to(self.device).requires_grad_(False), image_size)
         self.num_classes = self.head.num_classes
         self.grid = self.head.grid
-        self.map_size = round(image_size * enlarge)
-        self._map_head = self.head if self.map_size == image_size else CellHead(self.head.model, self.map_size)
+        self._enlarge(enlarge)
         self._mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(std, device=self.device).view(1, 3, 1, 1)
 
@@ -227,19 +225,15 @@ class Annotator:
         Raises:
             ValueError: If it is less than 1, or the model cannot take images of that size.
         """
-        return Annotator(
-            self.head.model,
-            name=self.name,
-            image_size=self.image_size,
-            mean=self.mean,
-            std=self.std,
-            interpolation=self.interpolation,
-            weights=self.weights,
-            device=self.device,
-            amp=self.amp,
-            enlarge=enlarge,
-            class_names=self.class_names,
-        )
+        other = copy.copy(self)
+        other._enlarge(enlarge)
+        return other
+
+    def _enlarge(self, enlarge: float) -> None:
+        if not 1 <= enlarge < math.inf:
+            raise ValueError(f"enlarge must be 1 or more, got {enlarge}.")
+        self.map_size = round(self.image_size * enlarge)
+        self._map_head = self.head if self.map_size == self.image_size else CellHead(self.head.model, self.map_size)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Predict class scores for every cell of images of the model's own size.
