@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torchrelabel.transforms import PoolLabelMap as PoolLabelMap
     from torchrelabel.transforms import RandomResizedCropWithLabelMap as RandomResizedCropWithLabelMap
     from torchrelabel.transforms import check_pipeline as check_pipeline
-    from torchrelabel.view_box import ViewBox as ViewBox
+    from torchrelabel.view import ViewBox as ViewBox
 
 # Public name -> the module that defines it, loaded when the name is first used: `torchrelabel info` needs no torch, and
 # a training script needs neither timm nor lmdb before it opens a store.
@@ -42,7 +42,7 @@ _PUBLIC = {
     "MixUpWithLabelMap": "torchrelabel.transforms",
     "PoolLabelMap": "torchrelabel.transforms",
     "RandomResizedCropWithLabelMap": "torchrelabel.transforms",
-    "ViewBox": "torchrelabel.view_box",
+    "ViewBox": "torchrelabel.view",
     "check_pipeline": "torchrelabel.transforms",
     "hard": "torchrelabel.targets",
     "mix_soft": "torchrelabel.targets",

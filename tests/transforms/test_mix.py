@@ -16,8 +16,9 @@ from tests.references.label_maps import dense_by_loops, make_label_map
 from tests.references.sampling import softmax
 from torchrelabel import CutMixWithLabelMap, LabelMap, LabelMapBatch, LabelPooling, MixUpWithLabelMap, ViewBox
 from torchrelabel.calibration import Calibration
-from torchrelabel.transforms._visible import cells_in_box
+from torchrelabel.label_map.views import ViewBatch
 from torchrelabel.transforms.mix import _boxes_per_sample
+from torchrelabel.visible_cells import cells_in_box
 
 H, W, C = 17, 11, 10
 VIEWS = [
@@ -132,7 +133,7 @@ def test_localized_labels_equal_the_mixed_canvas_sampled_point_by_point(seed, fi
 def test_the_cells_of_a_rectangle_are_integrals_of_the_interpolated_map():
     view = torch.tensor([[0.9, -0.2, 0.25, 0.7]])
     box = torch.tensor([[0.13, 0.31, 0.77, 0.94]])
-    cells = cells_in_box(view, box, (3, 4))[0]
+    cells = cells_in_box(ViewBatch(view), box, (3, 4))[0]
     n = 2000
     u = torch.linspace(0.13, 0.77, 2 * n + 1, dtype=torch.float64)[1::2]
     v = torch.linspace(0.31, 0.94, 2 * n + 1, dtype=torch.float64)[1::2]
@@ -149,9 +150,9 @@ def test_the_cells_of_a_rectangle_are_integrals_of_the_interpolated_map():
 
 def test_the_cells_of_two_halves_add_up_to_those_of_the_whole():
     views = torch.tensor([list(view) for view in VIEWS])
-    whole = cells_in_box(views, torch.tensor([[0.0, 0, 1, 1]]), (7, 5))
-    left = cells_in_box(views, torch.tensor([[0.0, 0, 0.3, 1]]), (7, 5))
-    right = cells_in_box(views, torch.tensor([[0.3, 0, 1, 1]]), (7, 5))
+    whole = cells_in_box(ViewBatch(views), torch.tensor([[0.0, 0, 1, 1]]), (7, 5))
+    left = cells_in_box(ViewBatch(views), torch.tensor([[0.0, 0, 0.3, 1]]), (7, 5))
+    right = cells_in_box(ViewBatch(views), torch.tensor([[0.3, 0, 1, 1]]), (7, 5))
     assert_close(left + right, whole)
     assert (whole - left).min() > -1e-6
 
@@ -234,7 +235,7 @@ def test_a_calibrated_patch_is_labelled_by_the_area_that_it_shows():
         image_scores=torch.tensor([0.0, 9.0, 0.0]),
         calibration=Calibration((0.0, -1.0), (1.0, 0.4), 0.05),
     )
-    maps = LabelMapBatch.stack([one, one.seen_through(ViewBox(0, 0, 0.25, 0.25))])
+    maps = LabelMapBatch.stack([one, one.with_view(ViewBox(0, 0, 0.25, 0.25))])
     whole_canvas = (0, 0, W, H)
     _, labels = FixedBox(whole_canvas, labels="localized")(torch.zeros(2, 3, H, W), maps)
     assert_close(labels, LabelPooling()(maps).roll(1, 0), atol=1e-4, rtol=0)
@@ -242,7 +243,7 @@ def test_a_calibrated_patch_is_labelled_by_the_area_that_it_shows():
     # A tenth of the canvas that shows all of an image is a tenth of that image, and is labelled as the map says.
     _, labels = FixedBox((0, 0, W, H // 10), labels="localized")(torch.zeros(2, 3, H, W), maps)
     share = (H // 10) / H
-    small = LabelPooling()(one.seen_through(ViewBox(0, 0, 1, share)))
+    small = LabelPooling()(one.with_view(ViewBox(0, 0, 1, share)))
     own = LabelPooling()(maps[1])
     assert_close(labels[1], share * small + (1 - share) * own, atol=0.02, rtol=0)
 

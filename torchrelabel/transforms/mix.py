@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 
 from torchrelabel.label_map import LabelMapBatch
 from torchrelabel.pooling import LabelPooling
-from torchrelabel.transforms._visible import cells_in_box
+from torchrelabel.visible_cells import cells_in_box
 
 __all__ = ["CutMixWithLabelMap", "MixUpWithLabelMap"]
 
@@ -55,7 +55,9 @@ class _Mix(nn.Module):
         Returns:
             The same structure, with mixed images and soft labels ``[B, C]``.
         """
-        leaves, spec = tree_flatten_with_path(inputs if len(inputs) > 1 else inputs[0])
+        leaves, spec = tree_flatten_with_path(
+            inputs if len(inputs) > 1 else inputs[0], is_leaf=lambda part: isinstance(part, LabelMapBatch)
+        )
         flat = [leaf for _, leaf in leaves]
         image_at, label_at = _find(type(self).__name__, flat, [keystr(path).lower() for path, _ in leaves])
         images, labels = flat[image_at], flat[label_at]
@@ -174,18 +176,17 @@ class CutMixWithLabelMap(_Mix):
         boxes_in_canvas = boxes_in_canvas.to(labels.device)
         canvas = torch.cat([torch.zeros_like(boxes_in_canvas[:1, :2]), torch.ones_like(boxes_in_canvas[:1, 2:])], 1)
         partners = labels.roll(1)
-        whole = cells_in_box(labels.view_boxes, canvas, labels.grid)
-        covered = cells_in_box(labels.view_boxes, boxes_in_canvas, labels.grid)
+        whole = cells_in_box(labels.views, canvas, labels.grid)
+        covered = cells_in_box(labels.views, boxes_in_canvas, labels.grid)
         own = self._label_of(labels, (whole - covered).clamp(min=0))
-        theirs = self._label_of(partners, cells_in_box(partners.view_boxes, boxes_in_canvas, labels.grid))
+        theirs = self._label_of(partners, cells_in_box(partners.views, boxes_in_canvas, labels.grid))
         return theirs * pasted + own * (1 - pasted)
 
     def _label_of(self, label_maps: LabelMapBatch, cells: Tensor) -> Tensor:
         """The soft label of a region, given how much of the canvas shows each cell. An empty one favours no class."""
         of_canvas = cells.sum((1, 2), keepdim=True)
         weights = torch.where(of_canvas > _NO_AREA, cells / of_canvas.clamp(min=_NO_AREA), 0)
-        x1, y1, x2, y2 = label_maps.view_boxes.float().T
-        of_image = of_canvas[:, 0, 0] * ((x2 - x1) * (y2 - y1)).abs()
+        of_image = of_canvas[:, 0, 0] * label_maps.views.areas
         return self.pooling.activate(self.pooling.pool_cells(label_maps, weights, of_image), label_maps.score_kind)
 
     def extra_repr(self) -> str:
