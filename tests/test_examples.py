@@ -35,6 +35,13 @@ def test_a_joint_pipeline_trains_on_labels_pooled_as_a_batch(capsys: pytest.Capt
     assert last < first / 3
 
 
+def test_a_transformer_learns_the_labels_of_its_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+    words = printed("token_labels.py", capsys).replace("%", "").split()
+    first, last, right = (float(word) for word in words if word[0].isdigit())
+    assert last < 0.7 * first
+    assert right > 60
+
+
 @pytest.mark.parametrize("page", EXAMPLES, ids=lambda page: page.name)
 def test_an_example_is_a_page_that_names_its_command_and_its_paper(page: Path) -> None:
     text = page.read_text()

@@ -18,7 +18,7 @@ FLOORS = [
     {"visible_cells"},
     {"pooling"},
     {"following"},
-    {"transforms", "targets"},
+    {"transforms", "targets", "token_labels"},
     {"data"},
     {"annotate", "importers", "integrations", "viz"},
     {"check", "demo"},

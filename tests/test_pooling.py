@@ -555,7 +555,10 @@ def test_it_prints_its_settings():
     "arguments, words",
     [
         ({"fill": "zeros"}, "fill is one of 'auto', 'zero', 'residual', got 'zeros'."),
-        ({"activation": "sigmoid"}, "activation is one of 'auto', 'softmax', 'argmax', None, got 'sigmoid'."),
+        (
+            {"activation": "tanh"},
+            "activation is one of 'auto', 'softmax', 'argmax', 'sigmoid', 'multi-hot', None, got 'tanh'.",
+        ),
         ({"temperature": 0}, "temperature must be positive and finite, got 0."),
         ({"temperature": -1.5}, "temperature must be positive and finite, got -1.5."),
         ({"temperature": float("inf")}, "temperature must be positive and finite, got inf."),
@@ -590,3 +593,30 @@ def test_only_label_maps_can_be_pooled(pool):
     )
     with pytest.raises(TypeError, match=f"^{re.escape(words)}"):
         pool(torch.zeros(10))
+
+
+# --- several classes at once ---
+
+
+def test_multi_hot_is_one_where_the_share_reaches_the_threshold():
+    for kind in ("logit", "probability"):
+        label_map = make_label_map(score_kind=kind)
+        shares = LabelPooling(fill="residual")(label_map)
+        threshold = shares.sort().values[-3].item() - 1e-6
+        multi_hot = LabelPooling(fill="residual", activation="multi-hot", threshold=threshold)(label_map)
+        assert multi_hot.tolist() == (shares >= threshold).float().tolist()
+        assert multi_hot.sum() == 3
+
+
+def test_sigmoid_takes_each_class_on_its_own():
+    label_map = make_label_map()
+    pooled = LabelPooling(activation=None)(label_map)
+    torch.testing.assert_close(LabelPooling(activation="sigmoid")(label_map), pooled.sigmoid())
+    with pytest.raises(ValueError, match="activation='sigmoid' are for logits"):
+        LabelPooling(activation="sigmoid")(make_label_map(score_kind="probability"))
+
+
+@pytest.mark.parametrize("threshold", [0, -0.1, 1.5, float("nan")])
+def test_a_threshold_that_is_no_share_is_an_error(threshold):
+    with pytest.raises(ValueError, match="threshold is a share of the label"):
+        LabelPooling(activation="multi-hot", threshold=threshold)

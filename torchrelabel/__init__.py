@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torchrelabel.store import LabelStoreWriter as LabelStoreWriter
     from torchrelabel.targets import hard as hard
     from torchrelabel.targets import mix_soft as mix_soft
+    from torchrelabel.token_labels import TokenLabelLoss as TokenLabelLoss
     from torchrelabel.transforms import CutMixWithLabelMap as CutMixWithLabelMap
     from torchrelabel.transforms import MixUpWithLabelMap as MixUpWithLabelMap
     from torchrelabel.transforms import PoolLabelMap as PoolLabelMap
@@ -42,6 +43,7 @@ _PUBLIC = {
     "MixUpWithLabelMap": "torchrelabel.transforms",
     "PoolLabelMap": "torchrelabel.transforms",
     "RandomResizedCropWithLabelMap": "torchrelabel.transforms",
+    "TokenLabelLoss": "torchrelabel.token_labels",
     "ViewBox": "torchrelabel.view",
     "check_pipeline": "torchrelabel.transforms",
     "hard": "torchrelabel.targets",
@@ -65,6 +67,7 @@ __all__ = [
     "SettingsDiffer",
     "StoreError",
     "StoreInUse",
+    "TokenLabelLoss",
     "TorchRelabelError",
     "UnsupportedModel",
     "UntrackedTransformError",

@@ -21,7 +21,7 @@ from torchrelabel.visible_cells import SAMPLES, sampled_cells
 __all__ = ["LabelPooling", "dense_scores", "pool_dense"]
 
 _FILLS = ("auto", "zero", "residual")
-_ACTIVATIONS = ("auto", "softmax", "argmax", None)
+_ACTIVATIONS = ("auto", "softmax", "argmax", "sigmoid", "multi-hot", None)
 
 # RoIAlign takes as many samples along a side as it has cells, rounded up, so that by a rounding error a side of just
 # three cells would take four. Each end of a box is therefore moved inwards by this fraction of the image, about the
@@ -51,8 +51,12 @@ class LabelPooling(nn.Module):
             was looked at, and get what the map alone says.
         temperature: Divides the pooled logits before the softmax. One is the paper's. Probabilities have none.
         activation: ``"auto"``: softmax for logits, and probabilities pooled as they are and normalised to sum to one.
-            ``"softmax"`` demands logits. ``"argmax"``: a one-hot label (the paper's "localized single-label"). None:
-            the pooled scores.
+            ``"softmax"`` demands logits. ``"argmax"``: a one-hot label (the paper's "localized single-label").
+            ``"sigmoid"``: a probability for each class on its own, of an annotator trained with binary cross entropy.
+            ``"multi-hot"``: one for each class whose share of the label, of its softmax or normalised probabilities,
+            reaches ``threshold``, for training with binary cross entropy. None: the pooled scores.
+        threshold: Of ``activation="multi-hot"``. Where the paper trains on COCO, it does not say how a map becomes a
+            target of several classes; this is ours.
 
     Shape:
         - Input: a :class:`LabelMap`, or a :class:`LabelMapBatch` of ``B`` maps, on any device.
@@ -64,7 +68,7 @@ class LabelPooling(nn.Module):
 
     Raises:
         ValueError: If an argument has an unknown value, ``fill="residual"`` meets maps without residual, or a
-            temperature or ``activation="softmax"`` meets probabilities.
+            temperature, a softmax or a sigmoid meets probabilities.
 
     Example:
         >>> pooling = LabelPooling()
@@ -80,6 +84,7 @@ class LabelPooling(nn.Module):
         fill: str = "auto",
         temperature: float = 1.0,
         activation: str | None = "auto",
+        threshold: float = 0.1,
     ) -> None:
         super().__init__()
         self.output_size = _output_size(output_size)
@@ -89,9 +94,12 @@ class LabelPooling(nn.Module):
             raise ValueError(f"activation is one of {', '.join(map(repr, _ACTIVATIONS))}, got {activation!r}.")
         if not 0 < temperature < float("inf"):
             raise ValueError(f"temperature must be positive and finite, got {temperature!r}.")
+        if not 0 < threshold <= 1:
+            raise ValueError(f"threshold is a share of the label, above 0 and at most 1, got {threshold!r}.")
         self.fill = fill
         self.temperature = float(temperature)
         self.activation = activation
+        self.threshold = float(threshold)
 
     def forward(self, label_maps: LabelMap | LabelMapBatch) -> Tensor:
         """See the class."""
@@ -153,9 +161,9 @@ class LabelPooling(nn.Module):
         """Turn pooled scores, ``[B, C]`` or ``[B, C, gh, gw]``, into labels of the same shape.
 
         Raises:
-            ValueError: If a temperature or ``activation="softmax"`` is asked of probabilities.
+            ValueError: If a temperature, or a softmax or a sigmoid, is asked of probabilities.
         """
-        if score_kind == "probability" and (self.temperature != 1.0 or self.activation == "softmax"):
+        if score_kind == "probability" and (self.temperature != 1.0 or self.activation in ("softmax", "sigmoid")):
             raise ValueError(
                 f"temperature={self.temperature} and activation={self.activation!r} are for logits, and this map holds "
                 f"probabilities: use temperature=1.0 and activation='auto', which normalises them."
@@ -166,6 +174,13 @@ class LabelPooling(nn.Module):
             best = pooled.argmax(1, keepdim=True)
             nothing = pooled.amax(1, keepdim=True) == pooled.amin(1, keepdim=True)
             return torch.where(nothing, 1 / pooled.shape[1], torch.zeros_like(pooled).scatter(1, best, 1.0))
+        if self.activation == "sigmoid":
+            return (pooled / self.temperature).sigmoid()
+        shares = self._shares(pooled, score_kind)
+        return (shares >= self.threshold).to(shares) if self.activation == "multi-hot" else shares
+
+    def _shares(self, pooled: Tensor, score_kind: str) -> Tensor:
+        """The share of each class in the label."""
         if score_kind == "logit":
             return (pooled / self.temperature).softmax(1)
         total = pooled.sum(1, keepdim=True)
@@ -176,7 +191,7 @@ class LabelPooling(nn.Module):
         return (
             f"output_size={self.output_size}, fill={self.fill!r}, temperature={self.temperature}, "
             f"activation={self.activation!r}"
-        )
+        ) + (f", threshold={self.threshold}" if self.activation == "multi-hot" else "")
 
 
 def dense_scores(label_maps: LabelMap | LabelMapBatch, fill: str = "auto") -> Tensor:

@@ -410,7 +410,6 @@ def test_it_survives_pickling_and_prints_its_settings():
         ),
         (lambda: CutMixWithLabelMap(labels="soft"), ValueError, "labels is one of 'mixed', 'localized', got 'soft'"),
         (lambda: MixUpWithLabelMap(prob=1.5), ValueError, "prob is between 0 and 1, got 1.5"),
-        (lambda: CutMixWithLabelMap(pooling=LabelPooling((2, 2))), ValueError, "output_size 1, got"),
         (lambda: CutMixWithLabelMap()(make_images()), TypeError, "needs labels beside the images"),
         (lambda: CutMixWithLabelMap()(make_batch()), TypeError, r"mixes a batch of images \[B, 3, H, W\]"),
         (lambda: CutMixWithLabelMap()(make_images(4), make_batch(5)), ValueError, "got 4 images and 5 labels"),
@@ -435,3 +434,41 @@ def test_it_survives_pickling_and_prints_its_settings():
 def test_wrong_use_says_what_is_wrong(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+# --- labels of tokens ---
+
+
+def tokens_of_pixels(images, mixed, grid):
+    """How much of each token of a mixed image, of constant images 1, 2, ..., comes from the image before it."""
+    own = images[:, 0, 0, 0]
+    theirs = own.roll(1)
+    share = (mixed[:, :1] - own[:, None, None, None]) / (theirs - own)[:, None, None, None]
+    return torch.nn.functional.adaptive_avg_pool2d(share, grid)
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("given", ["maps", "labels"])
+@pytest.mark.parametrize("labels", ["mixed", "localized"])
+def test_cutmix_pastes_each_token_by_the_share_of_it_that_lies_in_the_patch(per_sample, given, labels):
+    pooling = LabelPooling((3, 5))
+    batch = LabelMapBatch.stack([make_label_map(seed=seed, canvas_size=(12, 20)) for seed in range(4)])
+    images = torch.arange(1.0, 5)[:, None, None, None].expand(4, 3, 12, 20).clone()
+    own = pooling(batch)
+    mix = CutMixWithLabelMap(pooling=pooling, per_sample=per_sample, labels=labels)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        mixed, soft = mix(images, batch if given == "maps" else own)
+        share = tokens_of_pixels(images, mixed, (3, 5))
+        torch.testing.assert_close(soft, own.roll(1, 0) * share + own * (1 - share), atol=1e-5, rtol=0)
+
+
+def test_mixup_blends_the_labels_of_tokens():
+    pooling = LabelPooling((3, 5))
+    batch = LabelMapBatch.stack([make_label_map(seed=seed, canvas_size=(12, 20)) for seed in range(4)])
+    images = torch.arange(1.0, 5)[:, None, None, None].expand(4, 3, 12, 20).clone()
+    torch.manual_seed(0)
+    mixed, soft = MixUpWithLabelMap(pooling=pooling)(images, batch)
+    share = tokens_of_pixels(images, mixed, (3, 5))
+    own = pooling(batch)
+    torch.testing.assert_close(soft, own.roll(1, 0) * share + own * (1 - share), atol=1e-5, rtol=0)
