@@ -50,7 +50,7 @@ class TokenLabelLoss(nn.Module):
         if grid[0] * grid[1] != tokens or len(token_labels) != batch:
             raise ValueError(
                 f"The model has {tokens} tokens for each of {batch} images, and the labels are for {grid[0]} x "
-                f"{grid[1]} tokens of {len(token_labels)}. Pool with a grid of {tokens} tokens, without the class token."
+                f"{grid[1]} tokens of {len(token_labels)}. Pool with a grid of {tokens}, without the class token."
             )
         flat = token_labels.flatten(2).mT  # [B, N, C]
         if class_labels is None:
