@@ -15,7 +15,7 @@ PACKAGE = Path(torchrelabel.__file__).parent
 FLOORS = [
     {"errors", "view_box", "calibration", "_version"},
     {"label_map", "store"},
-    {"pooling"},
+    {"pooling", "folders"},
     {"transforms", "targets"},
     {"data"},
     {"annotate", "importers", "integrations", "viz"},

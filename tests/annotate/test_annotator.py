@@ -18,7 +18,9 @@ from torch.testing import assert_close
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 from tests.annotate.models import FourCorners, make_images, make_model
-from torchrelabel.annotate.annotator import Annotator, canonical_name, load_checkpoint, weights_digest
+from torchrelabel.annotate.annotator import Annotator, weights_digest
+from torchrelabel.annotate.checkpoints import load_checkpoint
+from torchrelabel.annotate.timm_models import canonical_name
 from torchrelabel.errors import TorchRelabelError, UnsupportedModel
 
 

@@ -4,7 +4,7 @@ from torchrelabel.annotate.annotator import Annotator as Annotator
 from torchrelabel.annotate.annotator import TopScores as TopScores
 from torchrelabel.annotate.heads import CellHead as CellHead
 from torchrelabel.annotate.heads import Commuting as Commuting
-from torchrelabel.annotate.run import Summary as Summary
 from torchrelabel.annotate.run import annotate as annotate
+from torchrelabel.annotate.summary import Summary as Summary
 
 __all__ = ["Annotator", "CellHead", "Commuting", "Summary", "TopScores", "annotate"]

@@ -7,7 +7,8 @@ from functools import partial
 
 import torch
 
-from torchrelabel.annotate.annotator import Annotator, canonical_name
+from torchrelabel.annotate.annotator import Annotator
+from torchrelabel.annotate.timm_models import canonical_name
 from torchrelabel.store import StoreHeader
 
 # What else than the model decides what it sees.
