@@ -7,8 +7,6 @@ from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from torchrelabel.store.layout import encode_key
-
 __all__ = ["Files", "disk_usage", "key_as_typed", "printable", "refused_keys", "walk"]
 
 
@@ -104,6 +102,9 @@ def printable(text: str) -> str:
 
 def refused_keys(keys: Iterable[str]) -> dict[str, str]:
     """The keys that no store can hold, each with the reason."""
+    # Here, since it imports lmdb, and what is above is for commands whose --help should be there at once.
+    from torchrelabel.store.layout import encode_key
+
     refused = {}
     for key in keys:
         try:

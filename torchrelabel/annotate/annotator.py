@@ -323,18 +323,17 @@ class Annotator:
         self.map_size = round(self.image_size * enlarge)
         self._map_head = self.head if self.map_size == self.image_size else CellHead(self.head.model, self.map_size)
 
-    def even_sizes(self) -> tuple[int, int] | None:
+    def even_sizes(self) -> list[int]:
         """The sizes nearest to ``image_size``, below and above, whose cells share the image evenly.
 
         Returns:
-            None where those of ``image_size`` do, or the model does not tell its stride.
+            Nothing where those of ``image_size`` do, or the model does not tell its stride.
         """
         stride = self.head.stride
-        rest = 0 if stride is None else self.image_size % stride
-        if stride is None or not rest:
-            return None
-        below = self.image_size - rest
-        return max(stride, below), below + stride
+        if stride is None or self.image_size % stride == 0:
+            return []
+        below = self.image_size // stride * stride
+        return [size for size in (below, below + stride) if size]
 
     def __call__(self, images: Tensor) -> Tensor:
         """Predict class scores for every cell of images of the model's own size.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import pathlib
 import pickle
 import re
 import sys
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -205,7 +207,7 @@ def _content_of(path: Path) -> Any:
             from safetensors.torch import load_file
 
             return load_file(path)
-        with _namespaces_allowed():
+        with _harmless_allowed():
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's own words advise to load the file without safety, which must not be passed on.
@@ -232,11 +234,22 @@ def _is_torchscript(path: Path) -> bool:
     return any(name.endswith("/constants.pkl") or "/code/" in name for name in names)
 
 
-def _namespaces_allowed() -> contextlib.AbstractContextManager[Any]:
-    # timm's and torchvision's training scripts keep their arguments, a plain argparse.Namespace, beside the weights.
+def _harmless_allowed() -> contextlib.AbstractContextManager[Any]:
+    """Let torch read what training scripts keep beside the weights, and what runs no code of a stranger's.
+
+    Arguments (timm's and torchvision's scripts), paths (Lightning's), and NumPy's numbers (the best accuracy so far).
+    """
     # torch before 2.5 has no safe_globals; there such a checkpoint is refused with the error that says what to do.
     safe_globals = getattr(torch.serialization, "safe_globals", None)
-    return safe_globals([argparse.Namespace]) if safe_globals else contextlib.nullcontext()
+    if safe_globals is None:
+        return contextlib.nullcontext()
+    numbers = [
+        np.dtype,
+        np.float64(0).__reduce__()[0],
+        *(type(np.dtype(kind)) for kind in ("f8", "f4", "f2", "i8", "i4", "?")),
+    ]
+    paths = [pathlib.PosixPath, pathlib.PurePosixPath, pathlib.WindowsPath, pathlib.PureWindowsPath]
+    return safe_globals([argparse.Namespace, *paths, *numbers])
 
 
 def _entry(content: Any, key: str, path: Path) -> Any:

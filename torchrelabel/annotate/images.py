@@ -20,6 +20,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from torchrelabel.folders import walk
 from torchrelabel.store import StoreHeader
+from torchrelabel.store.layout import is_store_file
 
 Exif = Literal["ignore", "apply"]
 
@@ -98,7 +99,7 @@ def find_images(root: str | os.PathLike[str], skip: Iterable[str | os.PathLike[s
         extension = os.path.splitext(name)[1].lower()
         if not extension and _begins_as_an_image(os.path.join(root, name)):
             keys.append(name)
-        else:
+        elif not is_store_file(os.path.basename(name)):
             left_out[extension] += 1
     class_folders = sorted({key.partition("/")[0] for key in keys if "/" in key})
     class_to_idx = {name: index for index, name in enumerate(class_folders)} or None

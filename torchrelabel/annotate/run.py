@@ -209,12 +209,12 @@ def _plan_annotator(
 
     def build(say: Notes) -> Annotator:
         annotator = Annotator.from_timm(model, **options)
-        sizes = annotator.even_sizes() if options.get("image_size") is not None else None
-        if sizes is not None:
+        sizes = annotator.even_sizes() if options.get("image_size") is not None else []
+        if sizes:
             say(
                 f"WARNING: images of {annotator.image_size} px are not shared evenly by {annotator.grid[0]} x "
                 f"{annotator.grid[1]} cells of {annotator.head.stride} px, so that cells lie beside what they show. "
-                f"The nearest sizes that are: --image-size {sizes[0]} or {sizes[1]}."
+                f"The nearest sizes that are: --image-size {' or '.join(map(str, sizes))}."
             )
         return _enlarged(annotator, enlarge, say)
 

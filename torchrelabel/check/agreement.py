@@ -12,7 +12,7 @@ from torch.nn.functional import kl_div
 
 from torchrelabel.annotate import Annotator, Commuting
 from torchrelabel.annotate.crops import draw_crops, pool_crops
-from torchrelabel.annotate.images import open_image, squashed
+from torchrelabel.annotate.images import exif_of, open_image, squashed
 from torchrelabel.check.orientation import Vote, transposed
 from torchrelabel.data.records import label_map_of
 from torchrelabel.store import LabelStore
@@ -163,7 +163,7 @@ def _views(
     for key, count in keys:
         try:
             record = store[key]
-            image = open_image(os.path.join(root, key))
+            image = open_image(os.path.join(root, key), exif_of(store.header))
         except Exception as error:  # PIL raises nearly anything for damaged files
             broken[key] = reason_of(error)
             continue

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from torchrelabel.cli import DONE_WITH_LOSSES, FAILED, Picture
+from torchrelabel.folders import printable
 
 
 @click.command(
@@ -67,7 +68,7 @@ def check(store: str, data: str, plot: str | None, as_json: bool, **options: Any
         return tqdm(keys, total=total, desc=what, unit="img", disable=None, leave=False)
 
     report = run(store, data, progress=progress, **options)
-    click.echo(_printable(json.dumps(report.figures(), indent=2) if as_json else words(report)))
+    click.echo(printable(json.dumps(report.figures(), indent=2) if as_json else words(report)))
     if plot is not None:
         from torchrelabel.check.plot import draw_report
         from torchrelabel.viz import save_picture
@@ -78,8 +79,3 @@ def check(store: str, data: str, plot: str | None, as_json: bool, **options: Any
         sys.exit(FAILED)
     if report.losses:
         sys.exit(DONE_WITH_LOSSES)
-
-
-def _printable(text: str) -> str:
-    """Text for the terminal: bytes of file names that are not UTF-8 are shown as escapes."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from torchrelabel.importers.names import occupied
+from torchrelabel.folders import disk_usage
 from torchrelabel.importers.run import Failed, Imported, Summary, check_settings, pair_up, write_store
 
 _MODEL = "DINOv3 with a small labeler on MaskCut proposals, as published"
@@ -106,7 +106,7 @@ def import_multilabel_tsv(
             f"Not one row of {str(source)!r} is path, gt, idx_list and prob_list, separated by tabs"
             + (f"; the first: {table.problem}." if table.problem else ": it is empty.")
         )
-    summary = Summary(str(output), "multilabel-tsv", bytes_before=occupied(source))
+    summary = Summary(str(output), "multilabel-tsv", bytes_before=disk_usage([source]))
     summary.repaired.update({REPEATED: table.repeated} if table.repeated else {})
     summary.failed += table.nameless
     matching, images = pair_up(
