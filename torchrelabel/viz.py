@@ -179,9 +179,15 @@ def draw_label_map(
     columns = min(panels, max(1, round(11 / width)))
     rows = math.ceil(panels / columns)
     # The legend and the bars stand to the right, and need some height however flat the image is.
-    figure_height = max(rows * (height + 0.5), 4.2) + (0.3 if title else 0)
+    figure_height = max(rows * (height + 0.5) + 0.7, 4.2) + (0.3 if title else 0)
     figure = Figure(figsize=(columns * width + _LEGEND_WIDTH, figure_height), layout="constrained")
-    grid = figure.add_gridspec(rows, columns + 1, width_ratios=[*[width] * columns, _LEGEND_WIDTH])
+    # The scale has a row: attached to panels of several rows, it would push their titles over each other.
+    grid = figure.add_gridspec(
+        rows + 1,
+        columns + 1,
+        width_ratios=[*[width] * columns, _LEGEND_WIDTH],
+        height_ratios=[*[height] * rows, 0.12],
+    )
     axes = [figure.add_subplot(grid[divmod(number, columns)]) for number in range(panels)]
     _draw_image(axes[0], picture)
     axes[0].set_title("image and crop", fontsize=9)
@@ -195,7 +201,7 @@ def draw_label_map(
         axis.set_title(f"{_shown(index, class_names)}\nin the crop: {label[index]:.2f}", fontsize=9)
         axis.set_axis_off()
     if seen:
-        bar = figure.colorbar(heat, ax=axes[2:], shrink=0.4, location="bottom", aspect=40, fraction=0.05, pad=0.02)
+        bar = figure.colorbar(heat, cax=figure.add_subplot(grid[rows, :columns]), orientation="horizontal")
         bar.set_label("probability in the cell", fontsize=8)
         bar.ax.tick_params(labelsize=8)
     side = grid[:, columns].subgridspec(2, 1)
@@ -312,9 +318,9 @@ def _draw_top_classes(axis: Axes, picture: Picture, probabilities: Tensor) -> li
 
 def _top_classes(probabilities: Tensor) -> list[tuple[int, float]]:
     """The classes that are on top in a cell, with their share of the cells, the most frequent first."""
-    found, counts = probabilities.argmax(0).unique(return_counts=True)
+    counts = probabilities.argmax(0).flatten().bincount()
     order = counts.argsort(descending=True, stable=True).tolist()
-    return [(int(found[place]), int(counts[place]) / int(counts.sum())) for place in order]
+    return [(index, int(counts[index]) / int(counts.sum())) for index in order if counts[index]]
 
 
 def _draw_legend(axis: Axes, top: Sequence[tuple[int, float, str]], class_names: Sequence[str] | None) -> None:

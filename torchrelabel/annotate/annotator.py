@@ -10,16 +10,13 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypedDict
 
-import timm.models
 import torch
 from torch import Tensor, nn
 
-from torchrelabel.annotate.checkpoints import first_line, fit, load_checkpoint, require_file
-from torchrelabel.annotate.class_names import names_held
+from torchrelabel.annotate.checkpoints import first_line, require_file
 from torchrelabel.annotate.heads import CellHead, TwoParts
 from torchrelabel.annotate.images import check_interpolation
-from torchrelabel.annotate.timm_models import canonical_name, create_model
-from torchrelabel.errors import UnsupportedModel
+from torchrelabel.annotate.timm_models import build_timm, canonical_name
 
 
 class TopScores(NamedTuple):
@@ -187,46 +184,29 @@ class Annotator:
             state_dict_key=state_dict_key,
             strip_prefix=strip_prefix,
         )
-        if num_classes is not None and num_classes < 1:
-            raise ValueError(f"num_classes must be 1 or more, got {num_classes}. Leave it out for the model's own.")
-        cfg = None if ":" in name else timm.models.get_pretrained_cfg(name)
-        weights = None
-        named: list[tuple[str, ...]] = []
-        if checkpoint is not None:
-            weights = load_checkpoint(checkpoint, key=state_dict_key, strip_prefix=strip_prefix)
-            named = weights.class_names
-            if num_classes is None and cfg is not None:
-                num_classes = weights.classes(cfg.classifier)
-        elif num_classes is not None and pretrained and cfg is not None and num_classes != cfg.num_classes:
-            raise ValueError(
-                f"{name} was trained for {cfg.num_classes} classes, so with num_classes={num_classes} its classifier "
-                f"would be random. Leave num_classes out, or give a checkpoint with {num_classes} classes."
-            )
-        timms_weights = pretrained and weights is None
-        model = create_model(name, pretrained=timms_weights, image_size=image_size, classes=num_classes)
-        notes = [] if weights is None else fit(weights, model, name)
-        config: dict[str, Any] = model.pretrained_cfg
-        if config["input_size"][0] != 3:
-            raise UnsupportedModel(
-                f"{name} takes {config['input_size'][0]} channels, and images here have 3 (RGB). Take another model."
-            )
-        if timms_weights:
-            named = names_held(config)
-        if timms_weights and ":" not in name and "." not in name and config.get("tag"):
-            name = f"{name}.{config['tag']}"  # the weights that timm takes today when none are named
+        built = build_timm(
+            name,
+            pretrained=pretrained,
+            checkpoint=checkpoint,
+            image_size=image_size,
+            num_classes=num_classes,
+            state_dict_key=state_dict_key,
+            strip_prefix=strip_prefix,
+        )
+        config: dict[str, Any] = built.model.pretrained_cfg
         return cls(
-            model,
-            name=name,
+            built.model,
+            name=built.name,
             image_size=image_size or int(config["input_size"][-1]),
             mean=tuple(map(float, config["mean"] if mean is None else mean)),
             std=tuple(map(float, config["std"] if std is None else std)),
             interpolation=str(config["interpolation"] if interpolation is None else interpolation),
-            weights="checkpoint" if weights is not None else "pretrained" if pretrained else "random",
+            weights=built.weights,
             device=device,
             amp=amp,
             enlarge=enlarge,
-            class_names=next((names for names in named if len(names) == model.num_classes), None),
-            notes=notes,
+            class_names=built.class_names,
+            notes=built.notes,
         )
 
     @classmethod

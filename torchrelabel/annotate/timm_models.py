@@ -3,22 +3,100 @@
 from __future__ import annotations
 
 import difflib
+import os
 import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import timm.models
 import torch
 
-from torchrelabel.annotate.checkpoints import first_line
-from torchrelabel.errors import TorchRelabelError
+from torchrelabel.annotate.checkpoints import first_line, fit, load_checkpoint
+from torchrelabel.annotate.class_names import names_held
+from torchrelabel.errors import TorchRelabelError, UnsupportedModel
 
 # The Hub's own library tries for a minute. Who has no internet access need not wait so long to be told.
 _SECONDS_FOR_AN_ANSWER = 5.0
 _SAFE_WEIGHTS = "model.safetensors"
+
+
+class BuiltModel(NamedTuple):
+    """A classifier of timm's with its weights.
+
+    Attributes:
+        model: In training mode, on the CPU; its configuration is ``pretrained_cfg``.
+        name: As timm spells it today, with the tag of the weights where timm chose them.
+        weights: ``"pretrained"``, ``"checkpoint"`` or ``"random"``.
+        class_names: What its classes are called, if the weights came with names.
+        notes: What is worth knowing about the weights.
+    """
+
+    model: Any
+    name: str
+    weights: str
+    class_names: tuple[str, ...] | None
+    notes: tuple[str, ...] = ()
+
+
+def build_timm(
+    name: str,
+    *,
+    pretrained: bool = True,
+    checkpoint: str | os.PathLike[str] | None = None,
+    image_size: int | None = None,
+    num_classes: int | None = None,
+    state_dict_key: str | None = None,
+    strip_prefix: str | None = None,
+) -> BuiltModel:
+    """Build a classifier of timm's for RGB images, and load its weights; arguments as for `Annotator.from_timm`.
+
+    Raises:
+        TypeError: If ``name`` is no name.
+        ValueError: If timm knows no such model, or the size or the number of classes does not fit it.
+        FileNotFoundError: If there is no such checkpoint.
+        UnsupportedModel: If it does not take RGB images.
+        TorchRelabelError: If the weights cannot be fetched, read, or do not fit the model.
+    """
+    name = canonical_name(name)
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(f"num_classes must be 1 or more, got {num_classes}. Leave it out for the model's own.")
+    cfg = None if ":" in name else timm.models.get_pretrained_cfg(name)
+    weights = None
+    named: list[tuple[str, ...]] = []
+    notes: list[str] = []
+    if checkpoint is not None:
+        weights = load_checkpoint(checkpoint, key=state_dict_key, strip_prefix=strip_prefix)
+        named = weights.class_names
+        if num_classes is None and cfg is not None:
+            num_classes = weights.classes(cfg.classifier)
+    elif num_classes is not None and pretrained and cfg is not None and num_classes != cfg.num_classes:
+        raise ValueError(
+            f"{name} was trained for {cfg.num_classes} classes, so with num_classes={num_classes} its classifier "
+            f"would be random. Leave num_classes out, or give a checkpoint with {num_classes} classes."
+        )
+    pretrained = pretrained and weights is None
+    model = create_model(name, pretrained=pretrained, image_size=image_size, classes=num_classes)
+    if weights is not None:
+        notes = fit(weights, model, name)
+    config: dict[str, Any] = model.pretrained_cfg
+    if config["input_size"][0] != 3:
+        raise UnsupportedModel(
+            f"{name} takes {config['input_size'][0]} channels, and images here have 3 (RGB). Take another model."
+        )
+    if pretrained:
+        named = names_held(config)
+        if ":" not in name and "." not in name and config.get("tag"):
+            name = f"{name}.{config['tag']}"  # the weights that timm takes today when none are named
+    return BuiltModel(
+        model,
+        name,
+        "checkpoint" if weights is not None else "pretrained" if pretrained else "random",
+        next((names for names in named if len(names) == model.num_classes), None),
+        tuple(notes),
+    )
 
 
 def canonical_name(name: str) -> str:
