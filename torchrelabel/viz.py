@@ -118,7 +118,7 @@ def require_picture(path: str | os.PathLike[str]) -> None:
 
 
 def save_picture(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure to a file, without a word about names that matplotlib's font has no signs for."""
+    """Write a figure to a file, without matplotlib's warnings about letters that its font lacks."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
         figure.savefig(path, dpi=120)

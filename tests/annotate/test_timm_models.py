@@ -89,7 +89,7 @@ def test_whether_the_hub_answers(monkeypatch: pytest.MonkeyPatch, answer: Except
     assert timm_models._hub_answers() is answers
 
 
-def test_nobody_waits_for_a_name_that_is_looked_up_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_is_looked_up_for_long_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     released = threading.Event()
 
     def look_up(*_: Any, **__: Any) -> None:

@@ -1,4 +1,4 @@
-"""check: maps held to a model whose answers are known, and to boxes."""
+"""check: maps compared with a model whose answers are known, and with boxes."""
 
 import json
 import shutil
@@ -364,3 +364,40 @@ def test_weights_that_cannot_be_fetched_name_no_option_that_check_does_not_have(
     with pytest.raises(TorchRelabelError, match=r"give a file of weights with --checkpoint\..*") as caught:
         run(painted, model="resnet10t")
     assert "torchrelabel annotate --no-pretrained" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"model": "resnet5O"}, "knows no model 'resnet5O'"),
+        ({"model": "resnet10t", "checkpoint": "/no/such.pth"}, "There is no checkpoint '/no/such.pth'"),
+        ({"model": "resnet10t", "device": "bogus"}, "There is no device 'bogus'"),
+        ({"model": "resnet10t", "strip_prefix": "net."}, "says where weights lie in a checkpoint, and there is none"),
+    ],
+)
+def test_a_wrong_model_is_refused_before_the_images_are_listed(painted, monkeypatch, options, words):
+    monkeypatch.setattr("torchrelabel.check.run.find_images", lambda *_, **__: pytest.fail("images were listed"))
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        run(painted, **options)
+
+
+def test_a_store_of_a_model_that_timm_cannot_build_says_how_to_give_it(tmp_path):
+    with LabelStoreWriter(tmp_path / "m", num_classes=2, top_k=1, annotator={"model": "mine", "weights": "given"}) as w:
+        w.put("a/x.png", np.ones((1, 1, 1)), np.ones((1, 1, 1), int))
+    with pytest.raises(ValueError, match=r"made by mine, a model of its maker's own.*model=Annotator.from_model\("):
+        check(tmp_path / "m", tmp_path, checkpoint=tmp_path / "w.pth")
+
+
+def test_images_are_turned_for_a_check_as_they_were_for_their_maps(painted, tmp_path):
+    """Maps of images that were turned, checked on images that are not, would seem swapped."""
+    (tmp_path / "data").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for number, path in enumerate(sorted((painted / "data").rglob("*.png"))):
+        with Image.open(path) as image:
+            image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "data" / f"{number}.png", exif=exif)
+    annotator = colour_annotator()
+    annotate(tmp_path / "data", tmp_path / "m", model=annotator, exif="apply", workers=0, progress=False)
+    report = check(tmp_path / "m", tmp_path / "data", model=annotator, crops=120)
+    (cells,) = (each for each in report.orientation if each.evidence == "cells")
+    assert (report.faults, cells.score_as_stored) == ([], 1.0)

@@ -72,7 +72,7 @@ def read_dataset(name: str, root: str | os.PathLike[str] | None = None, split: s
         split: Which part of the data set.
 
     Raises:
-        TypeError: If its images have no names, or can only be read one after the other.
+        TypeError: If its images have no names, or can only be read in sequence.
         ValueError: If two images have one name, or timm cannot make anything of the arguments.
         OSError: If a shard cannot be read.
     """
@@ -92,7 +92,7 @@ def read_dataset(name: str, root: str | os.PathLike[str] | None = None, split: s
         return _read_shards(reader, Path(root or name))
     if isinstance(dataset, IterableDataset) or not hasattr(reader, "filename"):
         raise TypeError(
-            f"timm reads {name!r} one image after the other and does not tell their names, so that label maps would "
+            f"timm reads {name!r} in sequence and does not tell the names of its images, so that label maps would "
             f"have no keys. Use a folder, a tar file, wds/ or hfds/."
         )
     numbers: dict[str, int] = {}

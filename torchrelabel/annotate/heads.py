@@ -208,7 +208,7 @@ class CellHead:
                     f"{self.name} sees an image of {image_size} x {image_size} px as one cell, which says nothing "
                     f"about places. Give a larger size."
                 )
-            # CoaT says nothing about its class token, so without a word from the model none and one are tried.
+            # CoaT says nothing about its class token, so where the model does not tell, none and one are tried.
             for prefix in (int(getattr(self.model, "num_prefix_tokens", 0)), 0, 1):
                 side = math.isqrt(max(0, shape[1] - prefix))
                 # A single token is the class token alone (PiT), which says nothing about places.

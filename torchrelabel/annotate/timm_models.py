@@ -205,7 +205,7 @@ def _source_of_weights(name: str) -> tuple[str, dict[str, Any]]:
         return name, {}
     kept = _kept(repository, filename or _SAFE_WEIGHTS)
     if ":" not in name:
-        # Weights that are here already are taken from here, without a word to the Hub.
+        # Weights that are on this machine already are taken from it, and the Hub is not asked.
         if kept is not None and kept.suffix == ".safetensors":
             return name, {"pretrained_cfg_overlay": {"file": str(kept)}}
     elif kept is not None and (kept.parent / "config.json").is_file() and not _hub_answers():

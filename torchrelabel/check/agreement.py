@@ -59,8 +59,8 @@ class Agreement:
         commuting: Whether the model's head gives the same before and after pooling.
         top_classes: What the model takes each whole image for, by key.
         votes: What the crops of each image say about the order of the axes.
-        cell_votes: The same of its cells, whose top class in the map is held to the model's in the same cell; of maps
-            of the whole image on the model's own grid.
+        cell_votes: The same of its cells, whose top class in the map is compared with the model's in the same cell; of
+            maps of the whole image on the model's own grid.
     """
 
     bands: tuple[Band, ...]

@@ -66,7 +66,7 @@ def import_multilabel_tsv(
     """Import rows ``path, gt, idx_list, prob_list``, separated by tabs, as maps of 1 x 1 cells of probabilities.
 
     The labels are for whole images: whatever a crop shows, it gets the same label. The lists are separated by commas,
-    in brackets or not. The image's single label ``gt`` is held to its bounds and not stored. Each class has its own
+    in brackets or not. The image's single label ``gt`` is checked for its bounds and not stored. Each class has its own
     probability, so those of an image may well sum to more than one.
 
     A store keeps K classes of every image: shorter lists are made up with other classes at probability 0, which says
