@@ -329,6 +329,7 @@ def test_a_module_is_told_how_to_become_an_annotator(folder: Path, store: Path) 
         ({"mean": (1, 2, 3)}, ValueError, "mean must be three numbers from 0 to 1"),
         ({"interpolation": "cubic"}, ValueError, "interpolation must be one of"),
         ({"enlarge": 0.5}, ValueError, "enlarge must be 1 or more, got 0.5"),
+        ({"pretrained": True}, TorchRelabelError, "is not in the cache of Hugging Face's Hub on this machine, and the"),
         ({"class_names": "/no/such.txt"}, FileNotFoundError, "There is no file of class names"),
         ({"exif": "maybe"}, ValueError, "exif must be 'ignore' or 'apply', got 'maybe'"),
         ({"strip_prefix": "net."}, ValueError, "says where weights lie in a checkpoint, and there is none"),
@@ -343,6 +344,8 @@ def test_a_wrong_model_is_refused_before_the_images_are_listed(
     words: str,
 ) -> None:
     """Of a million files that takes minutes."""
+    monkeypatch.setattr("torchrelabel.annotate.timm_models._hub_answers", lambda: False)
+    monkeypatch.setattr("torchrelabel.annotate.timm_models._kept", lambda *_: None)
     monkeypatch.setattr(torchrelabel.annotate.run, "find_images", lambda *_, **__: pytest.fail("images were listed"))
     with pytest.raises(error, match=words):
         run(folder, store, **({"model": "resnet10t", "pretrained": False} | options))
@@ -382,7 +385,7 @@ def test_a_wrong_path_is_refused_before_the_model_is_built(
     (folder.parent / "empty").mkdir()
     monkeypatch.setattr(Annotator, "from_timm", refuse_to_build)
     with pytest.raises(error, match=words):
-        run(folder.parent / data, folder.parent / output, model="resnet10t")
+        run(folder.parent / data, folder.parent / output, model="resnet10t", pretrained=False)
 
 
 def test_an_image_whose_scores_are_not_numbers_is_a_failure(tmp_path: Path, store: Path) -> None:

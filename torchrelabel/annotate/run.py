@@ -22,6 +22,7 @@ from torchrelabel.annotate.images import Exif, ImagesFound, LoadedBatch, PhotoFa
 from torchrelabel.annotate.rank import Rank
 from torchrelabel.annotate.scoring import arrays_of, load_images, score_batches
 from torchrelabel.annotate.summary import Notes, Summary
+from torchrelabel.annotate.timm_models import require_weights
 from torchrelabel.errors import StoreError, TorchRelabelError, UnsupportedModel
 from torchrelabel.folders import disk_usage, refused_keys
 from torchrelabel.store import LabelStore, LabelStoreWriter, StoreHeader
@@ -205,7 +206,9 @@ def _plan_annotator(
     if enlarge is not None and not 1 <= enlarge < float("inf"):
         raise ValueError(f"enlarge must be 1 or more, got {enlarge}.")
     options["device"] = rank.own_device(options.get("device"))
-    check_request(model, **options)
+    name, _ = check_request(model, **options)
+    if options.get("pretrained", True) and options.get("checkpoint") is None:
+        require_weights(name)
 
     def build(say: Notes) -> Annotator:
         annotator = Annotator.from_timm(model, **options)

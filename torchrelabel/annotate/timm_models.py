@@ -194,6 +194,18 @@ def create_model(name: str, *, pretrained: bool, image_size: int | None, classes
             raise TorchRelabelError(_how_to_bring(name, error)) from error
 
 
+def require_weights(name: str) -> None:
+    """Refuse a name whose weights cannot be had, which is known within seconds.
+
+    Raises:
+        TorchRelabelError: Saying how to bring them.
+    """
+    try:
+        _source_of_weights(name)
+    except OSError as error:
+        raise TorchRelabelError(_how_to_bring(name, error)) from error
+
+
 def _source_of_weights(name: str) -> tuple[str, dict[str, Any]]:
     """Under which name, and with which options, timm finds weights without asking the Hub in vain.
 

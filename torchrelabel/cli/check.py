@@ -52,9 +52,9 @@ from torchrelabel.folders import printable
 def check(store: str, data: str, plot: str | None, as_json: bool, **options: Any) -> None:
     """Say whether the label maps in STORE show what they should of the images in DATA.
 
-    With a model, the label pooled for random crops is compared with the model's own prediction on each crop. With boxes,
-    the top class of the cells in a box is compared with the class of the box. Both are repeated with the axes of the maps
-    exchanged, which gives a verdict on their orientation.
+    With a model, the label pooled for random crops is compared with the model's own prediction on each crop. With
+    boxes, the top class of the cells in a box is compared with the class of the box. Both are repeated with the axes of
+    the maps exchanged, which gives a verdict on their orientation.
 
     Exit status: 0 done, 1 the axes are swapped or the maps are not the model's, 3 done, but images or boxes could not
     be used.
