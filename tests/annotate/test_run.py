@@ -322,7 +322,6 @@ def test_a_module_is_told_how_to_become_an_annotator(folder: Path, store: Path) 
     ("options", "error", "words"),
     [
         ({"model": "resnet5O"}, ValueError, "knows no model 'resnet5O'"),
-        ({"model": "local-dir:/no/such"}, FileNotFoundError, "There is no folder '/no/such'"),
         ({"device": "bogus"}, ValueError, "There is no device 'bogus'"),
         ({"checkpoint": "/no/such.pth"}, FileNotFoundError, "There is no checkpoint '/no/such.pth'"),
         ({"image_size": 0}, ValueError, "image_size must be a number of pixels"),

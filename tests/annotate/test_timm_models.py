@@ -61,6 +61,7 @@ def test_weights_that_are_not_here_are_not_asked_for_in_vain(cache: Path, monkey
         Annotator.from_timm("resnet10t", device="cpu")
 
 
+@pytest.mark.skipif(not timm_models._reads_folders(), reason="this timm reads no folders")
 def test_a_model_of_the_hub_that_was_fetched_before_is_built_from_there(cache: Path) -> None:
     model = make_model("resnet10t", num_classes=7)
     keep(
@@ -102,6 +103,7 @@ def test_a_name_that_is_looked_up_for_long_is_not_waited_for(monkeypatch: pytest
     released.set()
 
 
+@pytest.mark.skipif(not timm_models._reads_folders(), reason="this timm reads no folders")
 def test_a_folder_that_timm_saved_is_an_annotator(tmp_path: Path) -> None:
     model = make_model("resnet10t", num_classes=7)
     timm.models.save_for_hf(model, str(tmp_path / "saved"), model_args={}, safe_serialization=True)
@@ -110,6 +112,7 @@ def test_a_folder_that_timm_saved_is_an_annotator(tmp_path: Path) -> None:
     assert annotator.weights_sha256 == weights_digest(model)
 
 
+@pytest.mark.skipif(not timm_models._reads_folders(), reason="this timm reads no folders")
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
@@ -123,10 +126,17 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path, make: Any, error: t
         canonical_name(f"local-dir:{tmp_path / 'there'}")
 
 
+@pytest.mark.skipif(not timm_models._reads_folders(), reason="this timm reads no folders")
 def test_a_folder_of_transformers_is_told_the_way_from_python(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["ResNetForImageClassification"]}))
     with pytest.raises(TorchRelabelError, match=r"timm cannot build a model from local-dir:.*Annotator.from_model\("):
         Annotator.from_timm(f"local-dir:{tmp_path}", device="cpu")
+
+
+def test_a_timm_that_reads_no_folders_is_said_to(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(timm_models, "_reads_folders", lambda: False)
+    with pytest.raises(ValueError, match=r"does not read models from folders \(local-dir:\). Install a newer timm"):
+        canonical_name(f"local-dir:{tmp_path}")
 
 
 def test_a_path_given_as_a_name_is_told_how_to_give_it(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def canonical_name(name: str) -> str:
 
     Raises:
         TypeError: If it is no name, but a model.
-        ValueError: If timm knows no such model, no such tag, or has removed it.
+        ValueError: If timm knows no such model, no such tag, has removed it, or does not read folders yet.
         FileNotFoundError: If it is a folder (``local-dir:``) that does not exist, or holds no model of timm's.
     """
     if not isinstance(name, str):
@@ -142,7 +142,17 @@ def canonical_name(name: str) -> str:
     return name
 
 
+def _reads_folders() -> bool:
+    """Whether this release of timm knows ``local-dir:``."""
+    return hasattr(timm.models._hub, "load_model_config_from_path")
+
+
 def _require_model_folder(folder: Path) -> None:
+    if not _reads_folders():
+        raise ValueError(
+            f"timm {timm.__version__} does not read models from folders (local-dir:). Install a newer timm, or name the "
+            f"model (--model) and give the file of weights (--checkpoint)."
+        )
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {str(folder)!r}. Give the one that holds config.json.")
     if not (folder / "config.json").is_file():
@@ -220,7 +230,7 @@ def _source_of_weights(name: str) -> tuple[str, dict[str, Any]]:
         # Weights that are on this machine already are taken from it, and the Hub is not asked.
         if kept is not None and kept.suffix == ".safetensors":
             return name, {"pretrained_cfg_overlay": {"file": str(kept)}}
-    elif kept is not None and (kept.parent / "config.json").is_file() and not _hub_answers():
+    elif kept is not None and (kept.parent / "config.json").is_file() and _reads_folders() and not _hub_answers():
         return f"local-dir:{kept.parent}", {}
     if not _is_offline() and not _hub_answers():
         raise OSError(
