@@ -649,8 +649,8 @@ def test_images_that_exif_would_turn_are_counted_and_seen_as_asked(tmp_path: Pat
     ignored = run(tmp_path / "images", tmp_path / "ignored.lmdb")
     applied = run(tmp_path / "images", tmp_path / "applied.lmdb", exif="apply")
     assert (ignored.exif_turned, applied.exif_turned) == (1, 1)
-    assert any(note.startswith("1 of 2 images have an EXIF orientation, which was ignored") for note in ignored.notes)
-    assert any("and was turned so: the loader of your training has to turn" in note for note in applied.notes)
+    assert any(note.startswith("With an EXIF orientation: 1 of 2 images. It was ignored, as") for note in ignored.notes)
+    assert any("It was followed: the loader of your training has to turn" in note for note in applied.notes)
     red = [LabelStore(tmp_path / f"{name}.lmdb")["x.png"].classes[0] == 0 for name in ("ignored", "applied")]
     assert red[0][:, 0].all() and not red[0][:, 1:].any()
     assert np.array_equal(red[1], red[0].T)
@@ -669,7 +669,9 @@ def test_images_of_16_bits_and_files_that_are_no_images_are_counted(tmp_path: Pa
     summary = run(tmp_path / "images", store)
     assert (summary.annotated, summary.deep, summary.left_out) == (2, 2, {".txt": 2, "": 1})
     assert "Left out, since they are no images by their names: 3 files (2 .txt, 1 without extension)." in summary.notes
-    assert any(note.startswith("2 of 2 images have 16 bits a channel, and were scaled to 8.") for note in summary.notes)
+    assert any(
+        note.startswith("With 16 bits a channel: 2 of 2 images. They were scaled to 8.") for note in summary.notes
+    )
     np.testing.assert_allclose(LabelStore(store)["grey.png"].scores[0], 100 / 255, rtol=1e-3)
 
 

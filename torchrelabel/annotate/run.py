@@ -534,16 +534,16 @@ class _Recorder:
         summary = self.summary
         if summary.exif_turned:
             how = (
-                "which was ignored, as torchvision's loader does. If the loader of your training turns images, "
-                "annotate into a new store with --exif apply"
+                "was ignored, as torchvision's loader does. If the loader of your training turns images, annotate into "
+                "a new store with --exif apply"
                 if exif == "ignore"
-                else "and was turned so: the loader of your training has to turn them, too"
+                else "was followed: the loader of your training has to turn these images, too"
             )
-            self.say(f"{summary.exif_turned} of {summary.annotated} images have an EXIF orientation, {how}.")
+            self.say(f"With an EXIF orientation: {summary.exif_turned} of {summary.annotated} images. It {how}.")
         if summary.deep:
             self.say(
-                f"{summary.deep} of {summary.annotated} images have 16 bits a channel, and were scaled to 8. Pillow's "
-                f'convert("RGB"), so torchvision\'s loader, makes them all white: train on copies of 8 bits.'
+                f"With 16 bits a channel: {summary.deep} of {summary.annotated} images. They were scaled to 8. Pillow's "
+                f'convert("RGB"), so torchvision\'s loader, makes them white: train on copies of 8 bits.'
             )
         if self.labels is not None and summary.annotated:
             summary.agreement = self.labels.hits / summary.annotated

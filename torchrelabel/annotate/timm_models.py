@@ -150,8 +150,8 @@ def _reads_folders() -> bool:
 def _require_model_folder(folder: Path) -> None:
     if not _reads_folders():
         raise ValueError(
-            f"timm {timm.__version__} does not read models from folders (local-dir:). Install a newer timm, or name the "
-            f"model (--model) and give the file of weights (--checkpoint)."
+            f"timm {timm.__version__} does not read models from folders (local-dir:). Install a newer timm, or name "
+            f"the model (--model) and give the file of weights (--checkpoint)."
         )
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {str(folder)!r}. Give the one that holds config.json.")
