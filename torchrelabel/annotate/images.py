@@ -64,6 +64,15 @@ class ImagesFound:
         folder, separator, _ = key.partition("/")
         return self.class_to_idx.get(folder) if self.class_to_idx and separator else None
 
+    def folders_are_classes(self, num_classes: int) -> bool:
+        """Whether there is one class folder for each of so many classes."""
+        folders = self.class_to_idx
+        return (
+            folders is not None
+            and len(folders) == num_classes
+            and any(self.class_of(key) is not None for key in self.keys[:1])
+        )
+
     def open(self, key: str) -> IO[bytes]:
         """Open an image.
 

@@ -5,29 +5,27 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from tqdm import tqdm
 
-from torchrelabel.annotate.annotator import Annotator, TimmOptions, TopScores, check_request, spaced
+from torchrelabel.annotate.annotator import Annotator, TimmOptions, check_request, spaced
 from torchrelabel.annotate.archives import read_dataset
 from torchrelabel.annotate.calibrate import FEWEST_IMAGES, CropFit, calibrate
-from torchrelabel.annotate.class_names import choose_class_names, names_to_store, read_class_names
-from torchrelabel.annotate.folder_order import renumbered
-from torchrelabel.annotate.images import Exif, ImagesFound, LoadedBatch, PhotoFacts, find_images
+from torchrelabel.annotate.class_names import read_class_names
+from torchrelabel.annotate.images import Exif, ImagesFound, find_images
+from torchrelabel.annotate.plan import is_done, settle_shards, share_out, store_settings
 from torchrelabel.annotate.rank import Rank
-from torchrelabel.annotate.scoring import arrays_of, load_images, score_batches
+from torchrelabel.annotate.recording import FolderLabels, Recorder
+from torchrelabel.annotate.scoring import load_images, score_batches
 from torchrelabel.annotate.summary import Notes, Summary
 from torchrelabel.annotate.timm_models import require_weights
-from torchrelabel.errors import StoreError, TorchRelabelError, UnsupportedModel
-from torchrelabel.folders import disk_usage, refused_keys
+from torchrelabel.errors import UnsupportedModel
+from torchrelabel.folders import disk_usage
 from torchrelabel.store import LabelStore, LabelStoreWriter, StoreHeader
-from torchrelabel.store.header import read_header
-from torchrelabel.store.layout import HEADER_FILE, fingerprint, is_store_file, shard_file, shard_of
+from torchrelabel.store.layout import shard_file
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -35,12 +33,6 @@ if TYPE_CHECKING:
 # Of photographs, labels from cells seen 1.5 times enlarged are as near to the annotator as from twice, at 3.25 forward
 # passes instead of 5 (docs/evidence.md).
 ENLARGE = 1.5
-
-# The logits of a whole image cost 5 bits a class; of many classes only the best are worth theirs.
-_ALL_OF_IMAGE, _BEST_OF_IMAGE = 1024, 256
-
-# A model that gives no number for so many images, and for none before them, gives none at all; one image may be bad.
-_ENOUGH_WITHOUT_NUMBERS = 16
 
 _KINDS_SHOWN = 5
 
@@ -118,17 +110,17 @@ def annotate(
     rank, output = Rank.from_environment(), Path(output)
     build = _plan_annotator(model, enlarge, options, rank)
     given_names = None if class_names is None else read_class_names(class_names)
-    shards = _settle_shards(output, shards, rank)
+    shards = settle_shards(output, shards, rank)
 
     found = _find(data, output, dataset, split)
     summary = Summary(str(output), rank=rank.rank, world=rank.world)
     say = Notes(summary, loud=progress and rank.is_first)
-    work = _share_out(found, shards, rank, summary)
+    work = share_out(found, shards, rank, summary)
     _say_of_folder(say, found, output)
 
     annotator = build(say)
     _say_of_annotator(say, annotator)
-    settings = _settings(
+    settings = store_settings(
         annotator,
         found,
         output,
@@ -144,7 +136,7 @@ def annotate(
     summary.model, summary.grid = annotator.name, annotator.grid
     summary.num_classes, summary.top_k = annotator.num_classes, settings["top_k"]
 
-    if _is_done(output, StoreHeader(**settings, dataset=work.dataset), work):
+    if is_done(output, StoreHeader(**settings, dataset=work.dataset), work):
         summary.already_there = len(work.keys)
     else:
         started = time.perf_counter()
@@ -152,8 +144,8 @@ def annotate(
             todo = [key for key in work.keys if key not in writer]
             summary.already_there = len(work.keys) - len(todo)
             loader = load_images(annotator, found, todo, batch_size=batch_size, workers=workers, exif=exif)
-            labels = _FolderLabels.of(found, annotator.num_classes)
-            recorder = _Recorder(writer, summary, say, labels, annotator, len(todo))
+            labels = FolderLabels.of(found, annotator.num_classes)
+            recorder = Recorder(writer, summary, say, labels, annotator, len(todo))
             with tqdm(total=len(todo), unit="img", disable=not say.loud, desc="annotate", smoothing=0.1) as bar:
                 for batch, top in score_batches(annotator, loader, settings["top_k"], settings["residual"]):
                     recorder.write(batch, top)
@@ -235,27 +227,6 @@ def _enlarged(annotator: Annotator, enlarge: float | None, say: Notes) -> Annota
         return annotator
 
 
-def _settle_shards(output: Path, shards: int | None, rank: Rank) -> int:
-    """Settle the number of shards before anything expensive, which also finds out whether ``output`` is a store."""
-    if shards is not None and shards < 1:
-        raise ValueError(f"shards must be 1 or more, got {shards}.")
-    if (output / HEADER_FILE).exists():
-        shards = read_header(output).shards if shards is None else shards
-    elif output.exists() and not (output.is_dir() and all(is_store_file(entry.name) for entry in output.iterdir())):
-        raise StoreError(f"{str(output)!r} exists and is no label store. Give another path with -o, or remove it.")
-    elif not output.absolute().parent.is_dir():
-        raise FileNotFoundError(
-            f"There is no folder {str(output.absolute().parent)!r} to write the store to. Make it, or write elsewhere."
-        )
-    shards = rank.world if shards is None else shards
-    if shards < rank.world:
-        raise ValueError(
-            f"{str(output)!r} has {shards} shards, too few for {rank.world} ranks, since a shard has one writer. "
-            f"Start at most {shards} ranks, or begin a store with --shards {rank.world} or more."
-        )
-    return shards
-
-
 def _find(data: str | os.PathLike[str], output: Path, dataset: str | None, split: str) -> ImagesFound:
     """Find the images of a folder, of a tar file or of a data set that timm knows by name.
 
@@ -276,37 +247,6 @@ def _find(data: str | os.PathLike[str], output: Path, dataset: str | None, split
             f"folder of the images.{reasons}"
         )
     return found
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What there is to be annotated.
-
-    Attributes:
-        keys: The images of this rank.
-        shards: The shards that it writes.
-        dataset: Count and fingerprint of all images, for the header.
-    """
-
-    keys: list[str]
-    shards: list[int]
-    dataset: dict[str, Any]
-
-
-def _share_out(found: ImagesFound, shards: int, rank: Rank, summary: Summary) -> _Work:
-    """Divide the images among the ranks; those that no store can hold belong to none, and are the first one's loss."""
-    refused = refused_keys(found.keys)
-    storable = [key for key in found.keys if key not in refused]
-    keys = [key for key in storable if rank.owns(shard_of(key, shards))]
-    if rank.is_first:
-        summary.failed += refused.items()
-    summary.images = len(keys) + len(summary.failed)
-    summary.left_out = dict(found.left_out)
-    return _Work(
-        keys,
-        [shard for shard in range(shards) if rank.owns(shard)],
-        {"count": len(storable), "fingerprint": fingerprint(storable)},
-    )
 
 
 def _say_of_folder(say: Notes, found: ImagesFound, output: Path) -> None:
@@ -345,210 +285,6 @@ def _say_of_annotator(say: Notes, annotator: Annotator) -> None:
             f"The head of {annotator.name} does not commute with pooling: the mean of its cells is not what it says of "
             f"the image. torchrelabel check measures what that means for these images."
         )
-
-
-def _settings(
-    annotator: Annotator,
-    found: ImagesFound,
-    output: Path,
-    say: Notes,
-    *,
-    top_k: int,
-    codec: str,
-    residual: bool,
-    image_top_k: int | None,
-    shards: int,
-    class_names: Sequence[str] | None,
-    exif: Exif,
-) -> dict[str, Any]:
-    """The settings of the store, as its writer takes them."""
-    classes = annotator.num_classes
-    if top_k > classes:
-        say(f"top_k is {classes}, not {top_k}: the model has no more classes.")
-        top_k = classes
-    if image_top_k is None:
-        complete = residual or top_k == classes
-        image_top_k = 0 if not complete else classes if classes <= _ALL_OF_IMAGE else min(_BEST_OF_IMAGE, classes)
-    folders = found.class_to_idx if _folders_are_classes(found, classes) else None
-    names = choose_class_names(annotator, folders, class_names)
-    return {
-        "num_classes": classes,
-        "top_k": top_k,
-        "codec": codec,
-        "residual": residual and top_k < classes,
-        "shards": shards,
-        # Images as torchvision's loader gives them need no word, so that stores from before go on.
-        "annotator": {**annotator.description(), **({} if exif == "ignore" else {"exif": exif})},
-        "grid": annotator.grid,
-        "image_top_k": image_top_k,
-        "class_names": names if class_names is not None else names_to_store(output, names),
-        "class_to_idx": found.class_to_idx,
-    }
-
-
-def _folders_are_classes(found: ImagesFound, num_classes: int) -> bool:
-    folders = found.class_to_idx
-    return (
-        folders is not None
-        and len(folders) == num_classes
-        and any(found.class_of(key) is not None for key in found.keys[:1])
-    )
-
-
-def _is_done(output: Path, given: StoreHeader, work: _Work) -> bool:
-    """Whether an earlier run has left nothing to do in these shards, so that even a read-only disk will do."""
-    try:
-        store = LabelStore(output)
-        return (
-            set(work.shards) <= set(store.header.finished)
-            and not store.header.differences(given.as_read())
-            and store.header.continued_by(given) == store.header
-            and all(key in store for key in work.keys)
-            and not store.failures
-        )
-    except StoreError:  # it is not begun, or something of it is lost, which the writer will say or mend
-        return False
-
-
-@dataclass
-class _FolderLabels:
-    """How often the pooled map's top class is that of the image's folder, where folders are classes.
-
-    Attributes:
-        found: It knows the folders.
-        num_classes: C.
-        other_order: Each class with the one that the other of timm and torchvision gives its folder.
-        hits: Images whose top class is their folder's.
-        other_hits: The same in the other order.
-    """
-
-    found: ImagesFound
-    num_classes: int
-    other_order: Mapping[int, int]
-    hits: int = 0
-    other_hits: int = 0
-
-    @classmethod
-    def of(cls, found: ImagesFound, num_classes: int) -> _FolderLabels | None:
-        """None where folders are no classes."""
-        if not _folders_are_classes(found, num_classes):
-            return None
-        return cls(found, num_classes, renumbered(found.class_to_idx or {}))
-
-    def count(self, key: str, scores: np.ndarray, classes: np.ndarray) -> None:
-        # As LabelPooling's rule "zero": classes not kept in a cell count as 0.
-        pooled = np.bincount(classes.ravel(), weights=scores.ravel(), minlength=self.num_classes)
-        top_class, label = int(pooled.argmax()), self.found.class_of(key)
-        self.hits += top_class == label
-        self.other_hits += label is not None and top_class == self.other_order.get(label)
-
-
-class _Recorder:
-    """Puts batches into the store, and counts what became of them.
-
-    Args:
-        writer: Of the store.
-        summary: It gets what is counted.
-        say: Says what PIL warned about.
-        labels: Counts agreement with the folders, if there is any.
-        annotator: It gives the scores.
-        todo: How many images there will be.
-    """
-
-    def __init__(
-        self,
-        writer: LabelStoreWriter,
-        summary: Summary,
-        say: Notes,
-        labels: _FolderLabels | None,
-        annotator: Annotator,
-        todo: int,
-    ) -> None:
-        self.writer = writer
-        self.summary = summary
-        self.say = say
-        self.labels = labels
-        self.annotator = annotator
-        self.enough_without_numbers = min(_ENOUGH_WITHOUT_NUMBERS, todo)
-        self.without_numbers = 0
-
-    def write(self, batch: LoadedBatch, top: TopScores | None) -> None:
-        """Put what has scores, and note what has none.
-
-        Raises:
-            TorchRelabelError: If no image at all gets scores, with what may help.
-        """
-        failures = list(batch.failures)
-        for index, (key, facts) in enumerate(zip(batch.keys, batch.facts, strict=True)):
-            assert top is not None  # there are keys, so there are scores
-            reason = self._put(key, facts, *arrays_of(top, index))
-            if reason is not None:
-                failures.append((key, reason))
-        if not (self.summary.annotated or self.summary.already_there):
-            self._refuse_a_model_without_numbers()
-        for key, reason in failures:
-            self.writer.put_failure(key, reason)
-            self.summary.failed.append((key, reason))
-        for key, text in batch.warnings:
-            self.say(f"{key}: {text}")
-
-    def _put(
-        self,
-        key: str,
-        facts: PhotoFacts,
-        scores: np.ndarray,
-        classes: np.ndarray,
-        residual: np.ndarray | None,
-        of_image: np.ndarray,
-    ) -> str | None:
-        """Put one image's map into the store; the reason if that cannot be."""
-        if not all(np.isfinite(each).all() for each in (scores, residual, of_image) if each is not None):
-            self.without_numbers += 1
-            return "the model's scores for it are not finite numbers"
-        image_scores = of_image if self.writer.header.image_top_k else None
-        try:
-            self.writer.put(key, scores, classes, residual, image_scores=image_scores)
-        except ValueError as error:  # such as a logit beyond half precision
-            return str(error)
-        self.summary.annotated += 1
-        self.summary.exif_turned += facts.exif_turned
-        self.summary.deep += facts.deep
-        if self.labels is not None:
-            self.labels.count(key, scores, classes)
-        return None
-
-    def _refuse_a_model_without_numbers(self) -> None:
-        if self.without_numbers < self.enough_without_numbers:
-            return
-        remedy = (
-            "It was computed in bfloat16: try --no-amp."
-            if self.annotator.amp
-            else "Its weights may be damaged, or made for another input: check the checkpoint."
-        )
-        raise TorchRelabelError(
-            f"All scores that {self.annotator.name} gives for the first images are not finite numbers. {remedy}"
-        )
-
-    def conclude(self, exif: Exif) -> None:
-        """Say what was counted."""
-        summary = self.summary
-        if summary.exif_turned:
-            how = (
-                "was ignored, as torchvision's loader does. If the loader of your training turns images, annotate into "
-                "a new store with --exif apply"
-                if exif == "ignore"
-                else "was followed: the loader of your training has to turn these images, too"
-            )
-            self.say(f"With an EXIF orientation: {summary.exif_turned} of {summary.annotated} images. It {how}.")
-        if summary.deep:
-            self.say(
-                f"With 16 bits a channel: {summary.deep} of {summary.annotated} images. They were scaled to 8. Pillow's "
-                f'convert("RGB"), so torchvision\'s loader, makes them white: train on copies of 8 bits.'
-            )
-        if self.labels is not None and summary.annotated:
-            summary.agreement = self.labels.hits / summary.annotated
-            if self.labels.other_order:
-                summary.agreement_renumbered = self.labels.other_hits / summary.annotated
 
 
 def _calibrate(output: Path, found: ImagesFound, annotator: Annotator, batch_size: int, say: Notes) -> CropFit | None:
