@@ -62,8 +62,14 @@ def shares(images: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.one_hot(nearest, len(COLOURS)).float().mean(1)
 
 
-def test_kornias_crops_are_labelled_by_what_they_show(birds: list[np.ndarray]) -> None:
-    pytest.importorskip("kornia", reason="kornia is not installed: its recipe was not run")
+@pytest.fixture
+def kornia() -> Any:
+    with warnings.catch_warnings():  # of what else it imports
+        warnings.simplefilter("ignore")
+        return pytest.importorskip("kornia.augmentation", reason="kornia is not installed: its recipe was not run")
+
+
+def test_kornias_crops_are_labelled_by_what_they_show(birds: list[np.ndarray], kornia: Any) -> None:
     # Colours are needed as they are, to be told apart; all else is the recipe's.
     changes = {"colour(flip(crop(images)))": "flip(crop(images))", "    ...\n": "    seen.append((images, targets))\n"}
     code = changed(recipe("kornia, on the device"), {**changes, "in loader:": "in list(loader) * 3:"})

@@ -352,7 +352,7 @@ class ImagesToAnnotate(Dataset[LoadedImage]):
                 pixels = self.seen(image)
                 larger = self.enlarged_size and squashed(image, self.enlarged_size, self.interpolation)
             except Exception as error:  # PIL raises nearly anything for damaged files: OSError, SyntaxError, ...
-                return LoadedImage(key, reason=_reason(error), warnings=_texts(caught))
+                return LoadedImage(key, reason=reason_of(error), warnings=_texts(caught))
         enlarged = larger if isinstance(larger, Tensor) else None
         return LoadedImage(key, pixels, enlarged, facts, warnings=_texts(caught))
 
@@ -375,7 +375,8 @@ def collate(images: list[LoadedImage]) -> LoadedBatch:
     )
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Why an image cannot be used, in one line."""
     if isinstance(error, FileNotFoundError):
         return "no such file, or a broken link"
     if isinstance(error, OSError) and error.strerror:

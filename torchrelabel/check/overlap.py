@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from torchrelabel.annotate.crops import draw_crops, pool_crops
-from torchrelabel.annotate.images import exif_of, open_image
-from torchrelabel.check.agreement import reason_of
+from torchrelabel.annotate.images import exif_of, open_image, reason_of
 from torchrelabel.check.boxes import BoxFolder, OddXml, iou, read_boxes
 from torchrelabel.check.orientation import Vote, transposed
 from torchrelabel.data.records import label_map_of

@@ -116,7 +116,7 @@ def check(
         report.model = annotator.name
         differing = differences(annotator, header)
         report.image_size = annotator.image_size
-        report.notes += differing
+        report.notes += [*annotator.notes, *differing]
         if annotator.weights == header.annotator.get("weights") == "random":
             report.notes.append(
                 "The weights that made the store are random (--no-pretrained), and were made again here."

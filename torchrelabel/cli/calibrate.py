@@ -45,6 +45,8 @@ def calibrate(store: str, data: str, images: int, seed: int, batch_size: int, as
     check_annotator_of(label_store.header, **options)
     found = find_images(data, skip=[store])
     annotator = annotator_of(label_store.header, **options)
+    for note in annotator.notes:
+        click.echo(note, err=True)
     fit = run(label_store, found, annotator, images=images, seed=seed, batch_size=batch_size, progress=progress)
     if fit is None:
         raise click.ClickException(

@@ -162,7 +162,7 @@ def pair_up(
         folders = sorted({key.split("/")[0] for key in keys if "/" in key})
         table = {folder: index for index, folder in enumerate(folders)} if len(folders) == num_classes else None
         return Matching(keys), Images(None, table, {"count": sum(map(can_be_key, keys))})
-    # Here, since it imports timm, which takes seconds.
+    # Here, since it imports torchvision, which processes that only read need not wait for.
     from torchrelabel.annotate.images import find_images
 
     found = find_images(data, skip=[skip])
