@@ -118,9 +118,9 @@ def _picture(store: LabelStore, data: str, key: str, crop: tuple[float, float, f
     """An image with its label map, seen through the crop."""
     from pathlib import Path
 
-    from torchrelabel import ViewBox
     from torchrelabel.annotate.images import exif_of, open_image
     from torchrelabel.data.records import label_map_of
+    from torchrelabel.view_box import ViewBox
     from torchrelabel.viz import Picture
 
     record = store[key]
