@@ -47,6 +47,10 @@ def of_pytorchs_tutorial(state: dict[str, Tensor]) -> Any:
     return {"epoch": 3, "model_state_dict": {f"net.{name}": value for name, value in state.items()}, "loss": 0.1}
 
 
+def beside_a_configuration(state: dict[str, Tensor]) -> Any:
+    return {"model": {"name": "resnet10t", "depth": 10}, "weights": state}
+
+
 def below_several_prefixes(state: dict[str, Tensor]) -> Any:
     return {f"module.learner.backbone.{name}": value for name, value in state.items()}
 
@@ -64,6 +68,7 @@ def compiled(state: dict[str, Tensor]) -> Any:
         of_lightning,
         of_pytorchs_tutorial,
         of_data_parallel,
+        beside_a_configuration,
         below_several_prefixes,
         compiled,
     ],

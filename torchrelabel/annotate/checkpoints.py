@@ -115,10 +115,10 @@ def load_checkpoint(
     if key is not None:
         content = _entry(content, key, path)
     elif isinstance(content, Mapping):
-        held = [name for name in STATE_DICT_KEYS if isinstance(content.get(name), Mapping)]
+        held = [name for name in STATE_DICT_KEYS if _holds_tensors(content.get(name))]
         others = tuple(held[1:])
         content = content[held[0]] if held else content
-    if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
+    if not _holds_tensors(content):
         where = "" if key is None else f" under {key!r}"
         keys = STATE_DICT_KEYS if key is None else ()
         raise TorchRelabelError(
@@ -264,6 +264,10 @@ def _entry(content: Any, key: str, path: Path) -> Any:
             )
         content = content[part]
     return content
+
+
+def _holds_tensors(content: Any) -> bool:
+    return isinstance(content, Mapping) and any(isinstance(value, Tensor) for value in content.values())
 
 
 def _kind(content: Any) -> str:
