@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 import urllib.error
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +79,7 @@ def test_a_model_of_the_hub_that_was_fetched_before_is_built_from_there(cache: P
     [
         (urllib.error.URLError("Name or service not known"), False),
         (TimeoutError("timed out"), False),
-        (urllib.error.HTTPError("https://x", 403, "forbidden", None, None), True),  # type: ignore[arg-type]
+        (urllib.error.HTTPError("https://x", 403, "forbidden", Message(), io.BytesIO()), True),
         (urllib.error.URLError("certificate verify failed"), True),
     ],
 )

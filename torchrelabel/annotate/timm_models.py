@@ -274,8 +274,8 @@ def _hub_answers() -> bool:
         request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
         try:
             urllib.request.urlopen(request, timeout=_SECONDS_FOR_AN_ANSWER).close()
-        except urllib.error.HTTPError:
-            pass  # an answer, though a refusal
+        except urllib.error.HTTPError as refusal:
+            refusal.close()  # an answer all the same
         except urllib.error.URLError as error:
             # Whoever has certificates of their own has told the Hub's library, and not this one.
             if "certificate" not in str(error).lower():
