@@ -121,6 +121,20 @@ def test_an_error_is_one_message_on_stderr_and_status_one(
     assert "Traceback" not in result.stderr
 
 
+def test_a_data_set_whose_images_have_no_names_is_an_error_of_one_message(
+    folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It used to be a traceback."""
+
+    def refuse(*_: Any) -> None:
+        raise TypeError("timm reads 'tfds/x' in sequence and does not tell the names of its images")
+
+    monkeypatch.setattr(torchrelabel.annotate.run, "read_dataset", refuse)
+    result = annotate(folder, "-o", store, "--dataset", "tfds/x")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "Error: timm reads 'tfds/x' in sequence" in result.stderr
+
+
 def test_other_settings_are_an_error_that_names_them(folder: Path, store: Path) -> None:
     annotate(folder, "-o", store)
     result = annotate(folder, "-o", store, "--codec", "uint8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,9 @@ _FAILURES_SHOWN = 20
 )
 @click.option("--checkpoint", type=click.Path(), help="Weights: a .safetensors file, or one of torch.save's.")
 @click.option("--state-dict-key", metavar="KEY", help="Where in it the weights are. [default: where scripts keep them]")
-@click.option("--strip-prefix", metavar="TEXT", help="What their names begin with, such as model. [default: found out]")
+@click.option(
+    "--strip-prefix", metavar="TEXT", help="What their names begin with, such as 'model.'. [default: found out]"
+)
 @click.option(
     "--exif",
     type=click.Choice(["ignore", "apply"]),
@@ -112,6 +115,11 @@ def annotate(as_json: bool, data: str, output: str, **options: Any) -> None:
         summary = run(data, output, **options)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"What was annotated is in {output}; the same command continues.") from None
+    except TypeError as error:
+        # Of a data set that does not tell the names of its images. Any other is a mistake of ours, to be seen in full.
+        if options["dataset"] is None or os.environ.get("TORCHRELABEL_TRACEBACK"):
+            raise
+        raise click.ClickException(str(error)) from error
     click.echo(json.dumps(_figures(summary)) if as_json else _words(summary))
     # torchrun ends all other ranks when one returns another status than 0, however far they are.
     if summary.failed and summary.world == 1:
