@@ -39,9 +39,7 @@ _FAILURES_SHOWN = 20
 )
 @click.option("--checkpoint", type=click.Path(), help="Weights: a .safetensors file, or one of torch.save's.")
 @click.option("--state-dict-key", metavar="KEY", help="Where in it the weights are. [default: where scripts keep them]")
-@click.option(
-    "--strip-prefix", metavar="TEXT", help="What their names begin with, such as 'model.'. [default: found out]"
-)
+@click.option("--strip-prefix", metavar="TEXT", help="What their names begin with, e.g. 'model.'. [default: found out]")
 @click.option(
     "--exif",
     type=click.Choice(["ignore", "apply"]),

@@ -16,9 +16,7 @@ import click
 @click.option("--model", metavar="NAME", help="The annotator, by timm's name. [default: the one that the store names]")
 @click.option("--checkpoint", type=click.Path(), help="Its weights, where they are not timm's.")
 @click.option("--state-dict-key", metavar="KEY", help="Where in it the weights are. [default: where scripts keep them]")
-@click.option(
-    "--strip-prefix", metavar="TEXT", help="What their names begin with, such as 'model.'. [default: found out]"
-)
+@click.option("--strip-prefix", metavar="TEXT", help="What their names begin with, e.g. 'model.'. [default: found out]")
 @click.option(
     "--images", default=128, type=click.IntRange(16), show_default=True, help="Of how many 4 crops each are looked at."
 )

@@ -22,9 +22,7 @@ from torchrelabel.folders import printable
 @click.option("--model", metavar="NAME", help="The annotator, by timm's name. [default: the store's, if --checkpoint]")
 @click.option("--checkpoint", type=click.Path(), help="Its weights: a .safetensors file, or one of torch.save's.")
 @click.option("--state-dict-key", metavar="KEY", help="Where in it the weights are. [default: where scripts keep them]")
-@click.option(
-    "--strip-prefix", metavar="TEXT", help="What their names begin with, such as 'model.'. [default: found out]"
-)
+@click.option("--strip-prefix", metavar="TEXT", help="What their names begin with, e.g. 'model.'. [default: found out]")
 @click.option(
     "--image-size",
     type=click.IntRange(1),
