@@ -318,6 +318,12 @@ def test_without_a_crop_a_function_that_cannot_be_followed_is_refused_and_a_pipe
     assert follow(c(v1.Resize((96, 96)), v1.ToTensor()), coordinates())[1:] == (ViewBox(), (96, 96))
 
 
+def test_a_pipeline_of_timms_without_a_crop_shows_the_whole_image() -> None:
+    pipeline = c(v1.Resize((48, 64)), timm_transforms.MaybeToTensor(), v1.Normalize((0, 0, 0), (1, 1, 1)))
+    assert follow(pipeline, coordinates())[1:] == (ViewBox(), (48, 64))
+    assert follow(c(v1.Resize((48, 64)), timm_transforms.ToNumpy()), coordinates())[1:] == (ViewBox(), (48, 64))
+
+
 class Preset:
     """The shape of torchvision's ClassificationPresetTrain."""
 

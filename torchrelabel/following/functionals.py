@@ -7,6 +7,7 @@ functionals in place of ``F``: the same code, the same draws, the same pixels, a
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import lru_cache, partial, wraps
 from types import FunctionType, ModuleType
@@ -49,13 +50,13 @@ def call_followed(step: Any, image: Any) -> Any:
 @lru_cache(None)
 def _with_our_functionals(method: FunctionType) -> FunctionType:
     """A function of another library as it is, but for what it calls F."""
-    return _rebound(method, _namespace_of(method))
+    return _rebound(method, _namespace_of(method.__module__))
 
 
 @lru_cache(None)
-def _namespace_of(method: FunctionType) -> dict[str, Any]:
-    """The globals of a function, in which F is ours, also for the functions next to it."""
-    theirs = method.__globals__
+def _namespace_of(module: str) -> dict[str, Any]:
+    """The names of a module, in which F is ours, also for its functions."""
+    theirs = vars(sys.modules[module])
     ours = {**theirs, "F": _Functionals(v1)}
     for name, value in theirs.items():
         if isinstance(value, FunctionType) and value.__globals__ is theirs:

@@ -8,8 +8,9 @@ from functools import lru_cache, partial
 from types import CellType, FunctionType
 from typing import Any, cast
 
+import numpy as np
 import PIL.Image
-from torch import nn
+from torch import Tensor, nn
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
@@ -170,7 +171,10 @@ def _run_lambda(step: Any, image: Any, trace: CropTrace) -> Any:
 
 
 def _run_by_functionals(step: Any, image: Any, trace: CropTrace) -> Any:
-    return call_followed(step, image)
+    result = call_followed(step, image)
+    # timm's ToTensor calls that of torchvision, or NumPy.
+    as_large = not isinstance(result, PIL.Image.Image) and size_of(result) == trace.size
+    return trace.note(result) if as_large and isinstance(result, (Tensor, np.ndarray)) else result
 
 
 def _run_functional(step: Any, image: Any, trace: CropTrace) -> Any:
