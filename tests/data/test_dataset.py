@@ -1021,3 +1021,9 @@ def test_all_steps_within_a_dataset_are_followed(painted: Painted, step: Any) ->
         inside.steps = v1.Compose(steps)
         dataset = LabelMapDataset(inside, painted.store, key=painted.keys)
         assert np.mean([label_error(*dataset[i]) for i in range(7)]) <= WRONG
+
+
+def test_a_data_set_of_hugging_face_is_shown_the_way(painted: Painted) -> None:
+    arrow = type("Dataset", (), {"__module__": "datasets.arrow_dataset", "__len__": lambda self: 0})()
+    with pytest.raises(TypeError, match=r"set_transform\(relabel_transform\(fn, label_maps\)\)"):
+        LabelMapDataset(arrow, painted.store)

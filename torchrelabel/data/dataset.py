@@ -405,6 +405,11 @@ def _check_arguments(
     """Raise for arguments that do not go together, before any of them is used."""
     if any(isinstance(layer, LabelMapDataset) for layer in layers(dataset)):
         raise TypeError("This dataset is a LabelMapDataset already. Wrap the image dataset once.")
+    if type(dataset).__module__.startswith("datasets."):
+        raise TypeError(
+            "A data set of Hugging Face opens its images and transforms them in a function of its own. Wrap that: "
+            "dataset.set_transform(relabel_transform(fn, label_maps)), of torchrelabel.integrations.huggingface."
+        )
     if isinstance(dataset, IterableDataset) and hasattr(dataset, "reader"):
         raise TypeError(
             f"timm's {type(dataset.reader).__name__} reads images in sequence. Those of wds/ go into "
