@@ -363,10 +363,17 @@ def by_closure(pipeline: Any) -> Any:
     return transform
 
 
+class OwnCompose(v1.Compose):
+    """A subclass, which might do more than its steps, with a function among them."""
+
+    def __init__(self, *steps: Any) -> None:
+        super().__init__([*steps, lambda image: image])
+
+
 @pytest.mark.parametrize(
     "own",
-    [Preset(*STEPS), Module(*STEPS), by_global_name, by_closure(GLOBAL), v1.Lambda(by_global_name)],
-    ids=["preset", "module", "global", "closure", "lambda"],
+    [OwnCompose(*STEPS), Preset(*STEPS), Module(*STEPS), by_global_name, by_closure(GLOBAL), v1.Lambda(by_global_name)],
+    ids=["compose", "preset", "module", "global", "closure", "lambda"],
 )
 def test_the_steps_that_a_function_or_an_object_holds_are_followed(own: Any) -> None:
     for number in range(5):

@@ -288,12 +288,12 @@ def _stand_ins(held: dict[str, Any], trace: CropTrace | None) -> dict[str, Any]:
 
 
 def _stand_in(value: Any, trace: CropTrace | None) -> Any:
-    """A followed step for a step, or for a list of steps (or of such lists); None for anything else."""
+    """A followed step for a step, or a list in which steps (or lists of them) are followed; None for anything else."""
     if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
         inner = [_stand_in(one, trace) for one in value]
-        if not inner or None in inner:
+        if all(stand_in is None for stand_in in inner):
             return None
-        return type(value)(inner)
+        return type(value)(new or old for new, old in zip(inner, value, strict=True))
     kind = type(value)
     library = f"{kind.__module__}.".startswith((_V1, _TIMM)) or rule_of(value) is not None
     library = library or (kind is nn.Sequential and not _is_network(value))
