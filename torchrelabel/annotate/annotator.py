@@ -59,6 +59,22 @@ class Checkpoint(NamedTuple):
     class_names: list[tuple[str, ...]]
 
 
+class BuiltModel(NamedTuple):
+    """A classifier of timm's with its weights.
+
+    Attributes:
+        model: In training mode, on the CPU; its configuration is ``pretrained_cfg``.
+        name: As timm spells it today, with the tag of the weights where timm chose them.
+        weights: ``"pretrained"``, ``"checkpoint"`` or ``"random"``.
+        class_names: What its classes are called, if the weights came with names.
+    """
+
+    model: Any
+    name: str
+    weights: str
+    class_names: tuple[str, ...] | None
+
+
 class Annotator:
     """Predict class scores for every cell of an image.
 
@@ -123,7 +139,7 @@ class Annotator:
         self.weights = weights
         self.amp = amp
         self.class_names = class_names
-        self.device = _resolve_device(device)
+        self.device = resolve_device(device)
         self.weights_sha256 = weights_digest(model)
         # cuDNN's kernels for half precision want channels last; on a CPU the same would slow some models down.
         if self.device.type == "cuda":
@@ -177,34 +193,12 @@ class Annotator:
             UnsupportedModel: If the model has no classifier, or its features are no grid.
             TorchRelabelError: If the weights cannot be fetched, read, or do not fit the model.
         """
-        name = canonical_name(name)
-        device = _resolve_device(device)
-        state_dict: dict[str, Tensor] | None = None
-        named: list[tuple[str, ...]] = []
-        cfg = None if ":" in name else timm.models.get_pretrained_cfg(name)
-        if image_size is not None and image_size < 1:
-            raise ValueError(f"image_size must be a number of pixels, 1 or more, got {image_size}.")
-        if num_classes is not None and num_classes < 1:
-            raise ValueError(f"num_classes must be 1 or more, got {num_classes}.")
-        if checkpoint is not None:
-            state_dict, named = load_checkpoint(checkpoint)
-            if num_classes is None and cfg is not None:
-                num_classes = _classes_in(state_dict, cfg.classifier)
-        elif num_classes is not None and pretrained and cfg is not None and num_classes != cfg.num_classes:
-            raise ValueError(
-                f"{name} was trained for {cfg.num_classes} classes, so with num_classes={num_classes} its classifier "
-                f"would be random. Leave num_classes out, or give a checkpoint with {num_classes} classes."
-            )
-        model = _create(name, pretrained=pretrained and state_dict is None, image_size=image_size, classes=num_classes)
-        if state_dict is not None:
-            _load_into(model, state_dict, name, checkpoint)
+        device = resolve_device(device)
+        built = build_timm(
+            name, pretrained=pretrained, checkpoint=checkpoint, image_size=image_size, num_classes=num_classes
+        )
+        model, name = built.model, built.name
         config: dict[str, Any] = model.pretrained_cfg
-        if config["input_size"][0] != 3:
-            raise UnsupportedModel(f"{name} takes {config['input_size'][0]} channels, and images here have 3 (RGB).")
-        if state_dict is None and pretrained:
-            named = names_held(config)
-        if state_dict is None and pretrained and ":" not in name and "." not in name and config.get("tag"):
-            name = f"{name}.{config['tag']}"  # the weights that timm takes today when none are named
         return cls(
             model,
             name=name,
@@ -212,11 +206,11 @@ class Annotator:
             mean=tuple(map(float, config["mean"] if mean is None else mean)),
             std=tuple(map(float, config["std"] if std is None else std)),
             interpolation=str(config["interpolation"] if interpolation is None else interpolation),
-            weights="checkpoint" if state_dict is not None else "pretrained" if pretrained else "random",
+            weights=built.weights,
             device=device,
             amp=amp,
             enlarge=enlarge,
-            class_names=next((names for names in named if len(names) == model.num_classes), None),
+            class_names=built.class_names,
         )
 
     def enlarged(self, enlarge: float) -> Annotator:
@@ -338,6 +332,57 @@ class Annotator:
         return images.to(self.device)
 
 
+def build_timm(
+    name: str,
+    *,
+    pretrained: bool = True,
+    checkpoint: str | os.PathLike[str] | None = None,
+    image_size: int | None = None,
+    num_classes: int | None = None,
+) -> BuiltModel:
+    """Build a classifier of timm's for RGB images, and load its weights; arguments and errors as `Annotator.from_timm`.
+
+    Raises:
+        ValueError: If timm knows no such model, or the size or the number of classes does not fit it.
+        FileNotFoundError: If there is no such checkpoint.
+        UnsupportedModel: If it does not take RGB images.
+        TorchRelabelError: If the weights cannot be fetched, read, or do not fit the model.
+    """
+    name = canonical_name(name)
+    state_dict: dict[str, Tensor] | None = None
+    named: list[tuple[str, ...]] = []
+    cfg = None if ":" in name else timm.models.get_pretrained_cfg(name)
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"image_size must be a number of pixels, 1 or more, got {image_size}.")
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(f"num_classes must be 1 or more, got {num_classes}.")
+    if checkpoint is not None:
+        state_dict, named = load_checkpoint(checkpoint)
+        if num_classes is None and cfg is not None:
+            num_classes = _classes_in(state_dict, cfg.classifier)
+    elif num_classes is not None and pretrained and cfg is not None and num_classes != cfg.num_classes:
+        raise ValueError(
+            f"{name} was trained for {cfg.num_classes} classes, so with num_classes={num_classes} its classifier "
+            f"would be random. Leave num_classes out, or give a checkpoint with {num_classes} classes."
+        )
+    model = _create(name, pretrained=pretrained and state_dict is None, image_size=image_size, classes=num_classes)
+    if state_dict is not None:
+        load_into(model, state_dict, name, checkpoint)
+    config: dict[str, Any] = model.pretrained_cfg
+    if config["input_size"][0] != 3:
+        raise UnsupportedModel(f"{name} takes {config['input_size'][0]} channels, and images here have 3 (RGB).")
+    if state_dict is None and pretrained:
+        named = names_held(config)
+    if state_dict is None and pretrained and ":" not in name and "." not in name and config.get("tag"):
+        name = f"{name}.{config['tag']}"  # the weights that timm takes today when none are named
+    return BuiltModel(
+        model,
+        name,
+        "checkpoint" if state_dict is not None else "pretrained" if pretrained else "random",
+        next((names for names in named if len(names) == model.num_classes), None),
+    )
+
+
 def averaged(cells: Tensor, grid: Sequence[int]) -> Tensor:
     """The cells of an enlarged image, ``[N, C, h', w']``, averaged to ``grid``, ``(h, w)``, by the area they share."""
     if tuple(cells.shape[2:]) == tuple(grid):
@@ -424,11 +469,11 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     except pickle.UnpicklingError as error:
         raise TorchRelabelError(
             f"The checkpoint {str(path)!r} holds more than tensors, or is no checkpoint, and is not opened, since "
-            f"loading it could run code ({_first_line(error)}). "
+            f"loading it could run code ({first_line(error)}). "
             f"Save the weights alone where they come from: torch.save(model.state_dict(), file)."
         ) from error
     except Exception as error:  # safetensors and torch raise many kinds for a damaged file
-        raise TorchRelabelError(f"The checkpoint {str(path)!r} cannot be read: {_first_line(error)}") from error
+        raise TorchRelabelError(f"The checkpoint {str(path)!r} cannot be read: {first_line(error)}") from error
     class_names = names_held(content)
     for key in _STATE_DICT_KEYS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -483,9 +528,9 @@ def _create(name: str, *, pretrained: bool, image_size: int | None, classes: int
         except Exception as error:
             if not pretrained:
                 size = "" if image_size is None else f" at {image_size} px"
-                raise ValueError(f"timm cannot build {name}{size}: {_first_line(error)}") from error
+                raise ValueError(f"timm cannot build {name}{size}: {first_line(error)}") from error
             raise TorchRelabelError(
-                f"timm could not load the pretrained weights of {name}: {_first_line(error)}\n"
+                f"timm could not load the pretrained weights of {name}: {first_line(error)}\n"
                 f'Ways to bring them: download them on a machine with internet access (python -c "import timm; '
                 f"timm.create_model('{name}', pretrained=True)\") and copy its Hugging Face cache (HF_HUB_CACHE, by "
                 f"default ~/.cache/huggingface/hub) here; or give a file of weights with --checkpoint. "
@@ -493,7 +538,12 @@ def _create(name: str, *, pretrained: bool, image_size: int | None, classes: int
             ) from error
 
 
-def _load_into(model: Any, state_dict: dict[str, Tensor], name: str, path: str | os.PathLike[str] | None) -> None:
+def load_into(model: Any, state_dict: dict[str, Tensor], name: str, path: str | os.PathLike[str] | None) -> None:
+    """Load weights into a model, adapted as timm adapts those that were published under other names or for other sizes.
+
+    Raises:
+        TorchRelabelError: If they do not fit, with the first differences.
+    """
     differences = _differences(model, state_dict)
     if differences:
         # timm's families keep what adapts published weights (names, position embeddings of another size) under this
@@ -528,18 +578,24 @@ def _differences(model: nn.Module, state_dict: Mapping[str, Tensor]) -> list[str
     return lines
 
 
-def _resolve_device(device: str | torch.device | None) -> torch.device:
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """The device of this name; CUDA where there is one, if None or ``"auto"``.
+
+    Raises:
+        ValueError: If there is none.
+    """
     if device is None or device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         resolved = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"There is no device {str(device)!r}: {_first_line(error)}") from error
+        raise ValueError(f"There is no device {str(device)!r}: {first_line(error)}") from error
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"The device {str(device)!r} was asked for, but this machine has no usable CUDA device.")
     return resolved
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says on its first line, or its type if it says nothing."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

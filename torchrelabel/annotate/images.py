@@ -261,11 +261,15 @@ class ImagesToAnnotate(Dataset[LoadedImage]):
             try:
                 with self.found.open(key) as file:
                     image = load_image(file)
-                pixels = squashed(image, self.size, self.interpolation)
+                pixels = self.seen(image)
                 larger = self.enlarged_size and squashed(image, self.enlarged_size, self.interpolation)
             except Exception as error:  # PIL raises nearly anything for damaged files: OSError, SyntaxError, ...
                 return LoadedImage(key, reason=_reason(error), warnings=_texts(caught))
         return LoadedImage(key, pixels, larger if isinstance(larger, Tensor) else None, warnings=_texts(caught))
+
+    def seen(self, image: Image.Image) -> Tensor:
+        """What the model gets of an image: ``[3, S, S]``, uint8."""
+        return squashed(image, self.size, self.interpolation)
 
 
 def collate(images: list[LoadedImage]) -> LoadedBatch:

@@ -449,19 +449,21 @@ def _loader(
     return DataLoader(
         dataset,
         batch_size=batch_size,
-        num_workers=min(_default_workers() if workers is None else workers, batches),
+        num_workers=min(default_workers() if workers is None else workers, batches),
         collate_fn=collate,
         pin_memory=annotator.device.type == "cuda",
-        worker_init_fn=_ignore_interrupt,
+        worker_init_fn=ignore_interrupt,
     )
 
 
-def _default_workers() -> int:
+def default_workers() -> int:
+    """As many processes as this one may use cores, at most 8."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, 8)
 
 
-def _ignore_interrupt(_worker: int) -> None:
+def ignore_interrupt(_worker: int) -> None:
+    """What each process that loads images begins with."""
     # Ctrl-C reaches every process of the terminal; the main process stops its workers in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
