@@ -131,7 +131,9 @@ def evaluate(
     earlier = [figures for file in compare for figures in _read(file)]
     if eps is not None:
         options["eps"] = eps
-    wanted = [(models[0], each) for each in checkpoints] or [(each, None) for each in models]
+    wanted: list[tuple[str, str | None]] = [(models[0], each) for each in checkpoints] or [
+        (each, None) for each in models
+    ]
     results = [run(model, checkpoint=each, progress=progress, **options) for model, each in wanted]
     figures = [result.figures() for result in results]
     if as_json:
