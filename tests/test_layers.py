@@ -16,7 +16,7 @@ FLOORS = [
     {"errors", "view_box", "calibration", "_version"},
     {"label_map", "store"},
     {"pooling"},
-    {"transforms", "targets"},
+    {"transforms", "targets", "iterated"},
     {"data"},
     {"annotate", "importers", "integrations", "viz"},
     {"check", "demo", "evaluate"},
