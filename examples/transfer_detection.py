@@ -2,8 +2,7 @@
 
     python examples/transfer_detection.py VOC resnet50 relabel.pth
 
-The folder is Pascal VOC's (it holds VOCdevkit/VOC2012). The backbone is timm's, with a feature pyramid on top. The
-paper trains on COCO, images of 1200 x 800 px, with the schedule of the detector's authors.
+The folder is Pascal VOC's, with VOCdevkit/VOC2012 in it. The paper trains on COCO, images of 1200 x 800 px.
 
 Method: ReLabel, Yun et al. 2021, https://arxiv.org/abs/2101.05022
 """
@@ -30,9 +29,8 @@ class Backbone(nn.Module):
         super().__init__()
         trained = timm.create_model(model, checkpoint_path=checkpoint or "")
         self.body = timm.create_model(model, features_only=True, out_indices=(1, 2, 3, 4))
-        wanting, unused = self.body.load_state_dict(trained.state_dict(), strict=False)
-        if wanting or not all(name.startswith(trained.pretrained_cfg["classifier"]) for name in unused):
-            raise ValueError(f"The weights do not fit: wanting {wanting}, not used {unused}")
+        wanting, _ = self.body.load_state_dict(trained.state_dict(), strict=False)  # all but what classifies
+        assert not wanting, f"The weights lack {wanting}"
         self.pyramid = FeaturePyramidNetwork(self.body.feature_info.channels(), out_channels)
         self.out_channels = out_channels
 
@@ -58,10 +56,9 @@ def as_target(image, annotation, classes):
 
 def train(detector, loader, epochs=12, lr=0.02):
     """Train, and return the loss of each step."""
-    optimizer = torch.optim.SGD(detector.parameters(), lr, momentum=0.9, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(detector.train().parameters(), lr, momentum=0.9, weight_decay=1e-4)
     device = next(detector.parameters()).device
     losses = []
-    detector.train()
     for _ in range(epochs):
         for samples in loader:
             targets = [{name: value.to(device) for name, value in target.items()} for _, target in samples]
@@ -78,7 +75,6 @@ if __name__ == "__main__":
     lists = Path(data, "VOCdevkit/VOC2012/ImageSets/Main").glob("*_train.txt")
     classes = sorted(path.stem.removesuffix("_train") for path in lists)
     images = VOCDetection(data, image_set="train", transforms=partial(as_target, classes=classes))
-    batches = DataLoader(images, 8, shuffle=True, num_workers=4, collate_fn=list)
-    detector = make_detector(model, len(classes), checkpoint)
-    train(detector.to("cuda" if torch.cuda.is_available() else "cpu"), batches)
+    detector = make_detector(model, len(classes), checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
+    train(detector, DataLoader(images, 8, shuffle=True, num_workers=4, collate_fn=list))
     torch.save(detector.state_dict(), "detector.pth")
