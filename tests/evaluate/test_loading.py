@@ -16,6 +16,7 @@ from torch.testing import assert_close
 
 from tests.annotate.models import make_model
 from tests.evaluate.painted import SIZE, Grey, classifier
+from torchrelabel.annotate.annotator import BuiltModel
 from torchrelabel.errors import TorchRelabelError, UnsupportedModel
 from torchrelabel.evaluate.classifier import Classifier
 from torchrelabel.evaluate.loading import load_classifier
@@ -43,6 +44,22 @@ def test_a_model_of_timms_sees_what_timms_validation_shows_it(tmp_path: Path, na
     theirs = create_transform(**config, is_training=False)
     with torch.no_grad():
         assert_close(scores_of(ours, photograph()), model(theirs(photograph())[None]), atol=1e-5, rtol=1e-5)
+
+
+def test_timms_weights_are_shown_images_of_the_size_that_timm_reports_and_a_checkpoint_those_it_was_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model("resnet10t")
+    assert model.pretrained_cfg["input_size"] == (3, 176, 176) and model.pretrained_cfg["test_input_size"] == (
+        3,
+        224,
+        224,
+    )
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    assert load_classifier("resnet10t", tmp_path / "w.pth", device="cpu").image_size == 176
+    built = BuiltModel(model, "resnet10t.c3_in1k", "pretrained", None)
+    monkeypatch.setattr("torchrelabel.evaluate.loading.build_timm", lambda *_, **__: built)
+    assert load_classifier("resnet10t", device="cpu").image_size == 224
 
 
 def test_a_model_of_torchvisions_sees_what_its_preset_shows_it(tmp_path: Path) -> None:

@@ -85,8 +85,12 @@ def load_classifier(
     ):
         return _torchvision(name.removeprefix(_TORCHVISION), checkpoint, crop_pct, given, options, **wanted)
     built = build_timm(name, checkpoint=checkpoint, **wanted)
+    # The accuracies that timm reports are at the larger size that some weights are tested at; whoever trained a
+    # checkpoint knows the accuracy at the size of the training, by timm's train.py or by a paper's protocol.
     config = _timm_data.resolve_model_data_config(
-        built.model, args={key: value for key, value in given.items() if value is not None}
+        built.model,
+        args={key: value for key, value in given.items() if value is not None},
+        use_test_size=built.weights == "pretrained",
     )
     config["crop_pct"] = crop_pct or config["crop_pct"]
     if image_size is not None:
