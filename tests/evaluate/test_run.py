@@ -87,6 +87,18 @@ def test_real_accuracy_joins_images_and_labels_by_number(four: Path, tmp_path: P
     assert result.images["real"] == 3
 
 
+def test_a_part_of_the_images_has_a_part_of_the_real_labels_and_that_is_said(four: Path, tmp_path: Path) -> None:
+    real = write(tmp_path / "real.json", [[], [5], [7, 8], [0], [1], []])
+    assert "real: 3 of the 4 images with ReaL labels are here." in run(Colours(), data=four, real=real).notes
+
+
+def test_what_pil_warns_about_is_said_once(forty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 40)  # of 64: more than allowed, less than twice as many
+    result = run(Grey(), data=forty, occlusion=True)
+    (note,) = [note for note in result.notes if "PIL" in note]
+    assert note.startswith("data: PIL warned about 42 images; 00/a.png: Image size (64 pixels) exceeds limit of 40")
+
+
 def test_real_top_5_counts_the_five_nearest(four: Path, tmp_path: Path) -> None:
     # 0 looks like black: 1, 10 and 100 are as near as each other, 11, 101 and 110 farther away than 4 places allow.
     real = write(tmp_path / "real.json", [[], [], [], [100, 500]])

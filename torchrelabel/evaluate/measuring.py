@@ -90,6 +90,9 @@ class Measuring:
         self.result.put("real_f1", metrics.f1(predicted, right), len(rows))
         if above is not None:
             self.result.put("label_coverage", sum(map(len, predicted)) / len(predicted), len(rows))
+        labelled = sum(map(bool, real.right.values()))
+        if labelled > len(rows):
+            self.result.notes.append(f"real: {len(rows)} of the {labelled} images with ReaL labels are here.")
         without = sum(number_of(key) is None for key in predictions.keys)
         if without:
             self.result.notes.append(f"{without} images have no number in their name, and so no ReaL label.")
@@ -282,6 +285,9 @@ class Measuring:
             )
         if predictions.not_numbers:
             self.result.not_numbers[what] = predictions.not_numbers
+        if predictions.warnings and "perturb" not in more:  # once for the same images
+            key, text = predictions.warnings[0]
+            self.result.notes.append(f"{what}: PIL warned about {len(predictions.warnings)} images; {key}: {text}")
         return predictions
 
     def lose(self, labelled: LabelledFolder, what: str = "data") -> None:
