@@ -243,6 +243,16 @@ def test_a_network_that_was_not_called_is_an_error() -> None:
         criterion(torch.zeros(2, C), torch.tensor([0, 1]))
 
 
+def test_images_of_validation_are_not_remembered() -> None:
+    model = Says(*P)
+    criterion = learning(model)
+    model.eval()
+    output = model(IMAGES)
+    model.train()
+    with pytest.raises(RuntimeError, match="was not called in training mode"):
+        criterion(output, torch.tensor([0, 1]))
+
+
 def test_images_are_used_once() -> None:
     model = Says(*P)
     criterion = learning(model)
