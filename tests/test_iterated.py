@@ -67,8 +67,8 @@ def test_the_labels_given_can_be_kept_beside() -> None:
 
 
 def test_where_no_class_passes_the_best_is_the_label_or_the_one_given_or_none() -> None:
-    taught(Says(*P), [0, 0, 0, 1, 0], threshold=0.9)
-    taught(Says(*P), ["given"], threshold=0.9, empty="given")  # type: ignore[list-item]
+    taught(Says(*P), [0, 0, 0, 1, 0], threshold=0.9, empty="best")
+    taught(Says(*P), ["given"], threshold=0.9)  # type: ignore[list-item]
     taught(Says(*P), [0, 0, 0, 0, 0], threshold=0.9, empty="zeros")
 
 
@@ -115,8 +115,7 @@ def test_the_teacher_is_in_eval_mode_frozen_and_leaves_no_trace_in_the_network()
     with torch.no_grad():
         said = frozen(images)
     labels = (said.sigmoid() > 0.3).float()
-    best = nn.functional.one_hot(said.argmax(1), C).float()
-    labels = torch.where(labels.any(1, keepdim=True), labels, best)
+    labels = torch.where(labels.any(1, keepdim=True), labels, nn.functional.one_hot(targets, C).float())
     expected = nn.functional.binary_cross_entropy_with_logits(output, labels, reduction="sum") / 8
     assert_close(criterion.loss(images, targets, output), expected)
     assert criterion.teacher is not None
@@ -291,7 +290,7 @@ def test_a_model_of_other_classes_is_an_error() -> None:
         ({"k1": 0}, "k1 must be 1 step or more and k2 0 or more, got 0 and 2000"),
         ({"threshold": 1.0}, r"threshold must be between 0 and 1, got 1\.0"),
         ({"target_threshold": 0.0}, r"target_threshold must be between 0 and 1, got 0\.0"),
-        ({"empty": "none"}, "empty must be one of best, given, zeros, got 'none'"),
+        ({"empty": "none"}, "empty must be one of given, best, zeros, got 'none'"),
         ({"initial_bias": True}, "Says has no last layer of 5 outputs with a bias to begin at -log C"),
     ],
 )

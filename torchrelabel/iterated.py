@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-EMPTY = ("best", "given", "zeros")
+EMPTY = ("given", "best", "zeros")
 
 
 class IteratedLearning:
@@ -36,8 +36,9 @@ class IteratedLearning:
         k1: Steps of each phase with the labels given.
         k2: Steps of each phase with the teacher's. 0: only the labels given, which is plain BCE.
         threshold: Above which probability the teacher's class is a label.
-        empty: What the labels are where no class passes: ``"best"``, the teacher's best class; ``"given"``, the labels
-            given; or ``"zeros"``, none, as in the authors' code, which teaches the network to be silent.
+        empty: What the labels are where no class passes: ``"given"``, the labels given; ``"best"``, the teacher's best
+            class, which a teacher that has learnt nothing yet makes the network learn by heart; or ``"zeros"``, none,
+            as in the authors' code, which teaches the network to be silent.
         keep_given: Whether the labels given stay labels beside the teacher's.
         target_threshold: For soft labels given (label maps, mixing): above which share a class is a label; None learns
             the shares as they are.
@@ -59,7 +60,7 @@ class IteratedLearning:
         k1: int = 2000,
         k2: int = 2000,
         threshold: float = 0.5,
-        empty: str = "best",
+        empty: str = "given",
         keep_given: bool = False,
         target_threshold: float | None = None,
         initial_bias: bool = True,
