@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,22 @@ def test_an_onnx_file_gives_the_scores_of_its_model(tmp_path: Path) -> None:
     assert (ours.num_classes, ours.image_size, ours.batch, ours.differentiable) == (5, SIZE, None, False)
     images = torch.rand(2, 3, SIZE, SIZE)
     assert_close(ours(images), images.mean((2, 3)) @ torch.from_numpy(weights))
+
+
+def test_without_onnxruntime_the_command_that_brings_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ImportError, match=r"^ONNX files need onnxruntime: pip install 'torchrelabel\[evaluate\]'$"):
+        load_classifier(tmp_path / "m.onnx")
+
+
+def test_a_file_that_is_no_onnx_is_an_error(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "m.onnx").write_bytes(b"nothing")
+    with pytest.raises(TorchRelabelError, match=r"onnxruntime cannot read .*m\.onnx"):
+        load_classifier(tmp_path / "m.onnx", device="cpu")
 
 
 def test_an_export_of_one_size_takes_no_other(exports: Path) -> None:

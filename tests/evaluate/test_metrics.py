@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import math
+import sys
 
 import pytest
 import torch
@@ -62,14 +62,7 @@ def test_a_probability_above_one_by_rounding_is_one() -> None:
 
 
 def test_without_torchmetrics_the_command_that_brings_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    real_import = builtins.__import__
-
-    def without(name: str, *rest: object) -> object:
-        if name.startswith("torchmetrics"):
-            raise ImportError(name)
-        return real_import(name, *rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "torchmetrics.functional.classification", None)
     with pytest.raises(ImportError, match=r"^Calibration needs torchmetrics: pip install 'torchrelabel\[evaluate\]'$"):
         metrics.calibration_error(torch.ones(1), torch.ones(1))
 

@@ -67,7 +67,7 @@ def load_onnx(path: Path, device: str | torch.device | None = None) -> Export:
     try:
         import onnxruntime
     except ImportError:
-        raise ImportError("ONNX files need onnxruntime: pip install onnxruntime") from None
+        raise ImportError("ONNX files need onnxruntime: pip install 'torchrelabel[evaluate]'") from None
     on_cpu = not torch.cuda.is_available() if device in (None, "auto") else torch.device(str(device)).type == "cpu"
     providers = ["CPUExecutionProvider"] if on_cpu else onnxruntime.get_available_providers()
     options = onnxruntime.SessionOptions()
