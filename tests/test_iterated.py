@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -225,6 +226,20 @@ def test_a_compiled_network_is_copied_without_what_is_around_it() -> None:
     for _ in range(2):
         criterion.loss(torch.randn(4, 3, 4, 4), torch.randint(0, C, (4,)))
     assert type(criterion.teacher) is Net
+
+
+def test_a_network_in_data_parallelism_is_copied_without_it(tmp_path: Path) -> None:
+    plain = steps(*made(), range(9))
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1)
+    try:
+        torch.manual_seed(0)
+        model = nn.parallel.DistributedDataParallel(Net())
+        criterion = IteratedLearning(model, num_classes=C, k1=3, k2=4, threshold=0.3)
+        losses = steps(model, criterion, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9), range(9))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert type(criterion.teacher) is Net
+    assert losses == pytest.approx(plain, rel=1e-5)
 
 
 def test_the_teacher_and_a_copy_of_the_network_do_not_carry_the_learning_along() -> None:
