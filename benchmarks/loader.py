@@ -31,10 +31,9 @@ from torchvision.transforms import v2
 
 from torchrelabel import LabelMapDataset, LabelPooling, LabelStore, LabelStoreWriter
 from torchrelabel.data.records import label_map_of
-from torchrelabel.data.tracked_image import TrackedImage
+from torchrelabel.following import follow
 from torchrelabel.label_map import LabelMapBatch
-from torchrelabel.transforms._loading import LoadingSample
-from torchrelabel.view_box import ViewBox
+from torchrelabel.view import ViewBox
 
 WIDTH, HEIGHT = 500, 375
 NORMALIZE = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -149,8 +148,7 @@ def parts_of_a_sample(images: Path, store: Path) -> dict[str, float]:
         return image.crop((3, 2, 30, 20)).resize((9, 9)).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
     def tracked() -> Any:
-        with LoadingSample() as sample:
-            return steps(TrackedImage.of(pixels, sample))
+        return follow(steps, pixels)
 
     label_map = label_map_of(record, maps.header, loaded.size[::-1], ViewBox(0.2, 0.1, 0.7, 0.8))
     return {

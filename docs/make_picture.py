@@ -36,7 +36,7 @@ from torch import Tensor
 
 from torchrelabel import LabelPooling, LabelStore
 from torchrelabel.data.records import label_map_of
-from torchrelabel.view_box import ViewBox
+from torchrelabel.view import ViewBox
 from torchrelabel.viz import cell_probabilities
 
 # The cup; the spoon and the foot of the cup; the table. Each is a square of about 15% of the photograph, as

@@ -47,6 +47,13 @@ def test_iterated_learning_is_one_changed_line() -> None:
     assert len(changed) == 1 and "criterion = IteratedLearning(" in changed[0]
 
 
+def test_a_transformer_learns_the_labels_of_its_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+    words = printed("token_labels.py", capsys).replace("%", "").split()
+    first, last, right = (float(word) for word in words if word[0].isdigit())
+    assert last < 0.7 * first
+    assert right > 60
+
+
 @pytest.mark.parametrize("page", EXAMPLES, ids=lambda page: page.name)
 def test_an_example_is_a_page_that_names_its_command_and_its_paper(page: Path) -> None:
     text = page.read_text()

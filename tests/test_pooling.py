@@ -121,7 +121,7 @@ def test_a_calibrated_label_is_that_of_the_slow_way(label_map, output_size):
 def test_a_calibrated_batch_gives_what_its_maps_give(data, size, output_size):
     first = data.draw(label_maps(score_kind="logit", calibration=CALIBRATION))
     boxes = [data.draw(view_boxes()) for _ in range(size)]
-    maps = [first.seen_through(box) for box in boxes]
+    maps = [first.with_view(box) for box in boxes]
     pooling = LabelPooling(output_size)
     assert_close(pooling(LabelMapBatch.stack(maps)), torch.stack([pooling(one) for one in maps]))
 
@@ -147,14 +147,14 @@ def test_the_smaller_a_crop_the_more_counts_what_its_cells_say():
     label_map = LabelMap(
         scores, classes, residual=torch.tensor([[0.0]]), image_scores=torch.tensor([6.0, 0.0, 0.0]), **settings
     )
-    whole, half, tenth = (LabelPooling()(label_map.seen_through(ViewBox(0, 0, 1, side))) for side in (1.0, 0.5, 0.1))
+    whole, half, tenth = (LabelPooling()(label_map.with_view(ViewBox(0, 0, 1, side))) for side in (1.0, 0.5, 0.1))
     assert whole[1] < half[1] < tenth[1]
     assert whole[0] > half[0] > tenth[0]
 
 
 def test_a_crop_smaller_than_those_of_the_calibration_counts_as_the_smallest():
     label_map = make_label_map(grid=(1, 1), calibration=CALIBRATION)
-    one, other = (LabelPooling()(label_map.seen_through(ViewBox(0, 0, side, side))) for side in (0.08**0.5, 0.01))
+    one, other = (LabelPooling()(label_map.with_view(ViewBox(0, 0, side, side))) for side in (0.08**0.5, 0.01))
     assert_close(one, other)
 
 
@@ -247,7 +247,7 @@ def test_pooling_comes_before_the_softmax():
 @given(label_maps(), st.sampled_from(["zero", "residual"]))
 @settings(max_examples=50)
 def test_the_whole_image_is_the_mean_of_all_cells(label_map, fill):
-    whole = label_map.seen_through(ViewBox())
+    whole = label_map.with_view(ViewBox())
     pooled = LabelPooling(fill=fill, activation=None)(whole)
     assert_close(pooled, dense_by_loops(whole, fill).mean((1, 2)))
 
@@ -307,7 +307,7 @@ def test_the_swapped_axes_of_the_predecessors_would_fail_these_tests(axis):
     height, width = ((8, 11), (17, 5))[axis]
     seen = F.crop(halves(axis), 0, 0, height, width)
     x1, y1, x2, y2 = seen.view_box
-    swapped = LabelPooling()(seen.seen_through(ViewBox(y1, x1, y2, x2)))
+    swapped = LabelPooling()(seen.with_view(ViewBox(y1, x1, y2, x2)))
     assert abs(float(swapped[0] - swapped[1])) < 0.2
     assert abs(float(swapped[1] - swapped[2])) > 0.2
 
@@ -403,7 +403,7 @@ def test_argmax_is_the_localized_single_label_of_the_paper():
 def test_the_whole_image_is_the_global_label_of_the_paper():
     label_map = halves(1, grid=(4, 7))
     seen = F.crop(label_map, 0, 6, 17, 5)
-    label = LabelPooling()(seen.seen_through(ViewBox()))
+    label = LabelPooling()(seen.with_view(ViewBox()))
     assert_close(label, softmax(np.array([30 / 7, 30 / 7, 0])))
 
 
@@ -412,7 +412,7 @@ def test_the_whole_image_is_the_global_label_of_the_paper():
 def test_a_view_outside_the_image_shows_every_class_alike(label_map, ends, across, output_size):
     view_box = ViewBox(*((ends[0], 0.2, ends[1], 0.7) if across else (0.2, ends[0], 0.7, ends[1])))
     for activation in ("auto", "argmax"):
-        label = LabelPooling(output_size, activation=activation)(label_map.seen_through(view_box))
+        label = LabelPooling(output_size, activation=activation)(label_map.with_view(view_box))
         assert_close(label, torch.full_like(label, 1 / label_map.num_classes))
 
 
@@ -422,7 +422,7 @@ def test_a_view_that_reaches_outside_pools_only_the_part_inside(label_map):
     x1, y1, x2, y2 = (min(max(end, 0.0), 1.0) for end in label_map.view_box)
     if x1 == x2 or y1 == y2:
         return  # nothing inside: the test above
-    inside = label_map.seen_through(ViewBox(x1, y1, x2, y2))
+    inside = label_map.with_view(ViewBox(x1, y1, x2, y2))
     assert_close(LabelPooling()(label_map), LabelPooling()(inside))
 
 
@@ -441,7 +441,7 @@ def test_token_labels_of_a_padded_view_stay_with_their_tokens():
     label_map = make_label_map(grid=(4, 6))
     pooling = LabelPooling((4, 6))
     whole = pooling(label_map)
-    padded = LabelPooling((6, 10))(label_map.seen_through(ViewBox(-2 / 6, -1 / 4, 8 / 6, 5 / 4)))
+    padded = LabelPooling((6, 10))(label_map.with_view(ViewBox(-2 / 6, -1 / 4, 8 / 6, 5 / 4)))
     assert_close(padded[:, 1:5, 2:8], whole)
     assert_close(padded[:, 0], torch.full((10, 10), 0.1))
     assert_close(padded[:, :, 8:], torch.full((10, 6, 2), 0.1))
@@ -555,7 +555,10 @@ def test_it_prints_its_settings():
     "arguments, words",
     [
         ({"fill": "zeros"}, "fill is one of 'auto', 'zero', 'residual', got 'zeros'."),
-        ({"activation": "sigmoid"}, "activation is one of 'auto', 'softmax', 'argmax', None, got 'sigmoid'."),
+        (
+            {"activation": "tanh"},
+            "activation is one of 'auto', 'softmax', 'argmax', 'sigmoid', 'multi-hot', None, got 'tanh'.",
+        ),
         ({"temperature": 0}, "temperature must be positive and finite, got 0."),
         ({"temperature": -1.5}, "temperature must be positive and finite, got -1.5."),
         ({"temperature": float("inf")}, "temperature must be positive and finite, got inf."),
@@ -590,3 +593,30 @@ def test_only_label_maps_can_be_pooled(pool):
     )
     with pytest.raises(TypeError, match=f"^{re.escape(words)}"):
         pool(torch.zeros(10))
+
+
+# --- several classes at once ---
+
+
+def test_multi_hot_is_one_where_the_share_reaches_the_threshold():
+    for kind in ("logit", "probability"):
+        label_map = make_label_map(score_kind=kind)
+        shares = LabelPooling(fill="residual")(label_map)
+        threshold = shares.sort().values[-3].item() - 1e-6
+        multi_hot = LabelPooling(fill="residual", activation="multi-hot", threshold=threshold)(label_map)
+        assert multi_hot.tolist() == (shares >= threshold).float().tolist()
+        assert multi_hot.sum() == 3
+
+
+def test_sigmoid_takes_each_class_on_its_own():
+    label_map = make_label_map()
+    pooled = LabelPooling(activation=None)(label_map)
+    torch.testing.assert_close(LabelPooling(activation="sigmoid")(label_map), pooled.sigmoid())
+    with pytest.raises(ValueError, match="activation='sigmoid' are for logits"):
+        LabelPooling(activation="sigmoid")(make_label_map(score_kind="probability"))
+
+
+@pytest.mark.parametrize("threshold", [0, -0.1, 1.5, float("nan")])
+def test_a_threshold_that_is_no_share_is_an_error(threshold):
+    with pytest.raises(ValueError, match="threshold is a share of the label"):
+        LabelPooling(activation="multi-hot", threshold=threshold)

@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from torchrelabel.store import LabelStoreWriter as LabelStoreWriter
     from torchrelabel.targets import hard as hard
     from torchrelabel.targets import mix_soft as mix_soft
+    from torchrelabel.token_labels import TokenLabelLoss as TokenLabelLoss
     from torchrelabel.transforms import CutMixWithLabelMap as CutMixWithLabelMap
     from torchrelabel.transforms import MixUpWithLabelMap as MixUpWithLabelMap
     from torchrelabel.transforms import PoolLabelMap as PoolLabelMap
     from torchrelabel.transforms import RandomResizedCropWithLabelMap as RandomResizedCropWithLabelMap
     from torchrelabel.transforms import check_pipeline as check_pipeline
-    from torchrelabel.view_box import ViewBox as ViewBox
+    from torchrelabel.view import ViewBox as ViewBox
 
 # Public name -> the module that defines it, loaded when the name is first used: `torchrelabel info` needs no torch, and
 # a training script needs neither timm nor lmdb before it opens a store.
@@ -42,7 +43,8 @@ _PUBLIC = {
     "MixUpWithLabelMap": "torchrelabel.transforms",
     "PoolLabelMap": "torchrelabel.transforms",
     "RandomResizedCropWithLabelMap": "torchrelabel.transforms",
-    "ViewBox": "torchrelabel.view_box",
+    "TokenLabelLoss": "torchrelabel.token_labels",
+    "ViewBox": "torchrelabel.view",
     "check_pipeline": "torchrelabel.transforms",
     "hard": "torchrelabel.targets",
     "mix_soft": "torchrelabel.targets",
@@ -65,6 +67,7 @@ __all__ = [
     "SettingsDiffer",
     "StoreError",
     "StoreInUse",
+    "TokenLabelLoss",
     "TorchRelabelError",
     "UnsupportedModel",
     "UntrackedTransformError",

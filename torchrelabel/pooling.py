@@ -9,20 +9,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import grid_sample
 from torchvision.ops import roi_align
 
 from torchrelabel.calibration import Calibration
 from torchrelabel.label_map import LabelMap, LabelMapBatch
+from torchrelabel.label_map.views import ViewBatch
+from torchrelabel.view import View, ViewBox
+from torchrelabel.visible_cells import SAMPLES, sampled_cells
 
 __all__ = ["LabelPooling", "dense_scores", "pool_dense"]
 
 _FILLS = ("auto", "zero", "residual")
-_ACTIVATIONS = ("auto", "softmax", "argmax", None)
+_ACTIVATIONS = ("auto", "softmax", "argmax", "sigmoid", "multi-hot", None)
 
 # RoIAlign takes as many samples along a side as it has cells, rounded up, so that by a rounding error a side of just
 # three cells would take four. Each end of a box is therefore moved inwards by this fraction of the image, about the
 # error of single precision (test_a_side_of_just_three_cells_takes_three_samples_wherever_it_lies).
 _HAIR = 1e-7
+
+# Less of a token in view than this is rounding.
+_NOTHING = 1e-6
 
 
 class LabelPooling(nn.Module):
@@ -44,19 +51,24 @@ class LabelPooling(nn.Module):
             was looked at, and get what the map alone says.
         temperature: Divides the pooled logits before the softmax. One is the paper's. Probabilities have none.
         activation: ``"auto"``: softmax for logits, and probabilities pooled as they are and normalised to sum to one.
-            ``"softmax"`` demands logits. ``"argmax"``: a one-hot label (the paper's "localized single-label"). None:
-            the pooled scores.
+            ``"softmax"`` demands logits. ``"argmax"``: a one-hot label (the paper's "localized single-label").
+            ``"sigmoid"``: a probability for each class on its own, of an annotator trained with binary cross entropy.
+            ``"multi-hot"``: one for each class whose share of the label, of its softmax or normalised probabilities,
+            reaches ``threshold``, for training with binary cross entropy. None: the pooled scores.
+        threshold: Of ``activation="multi-hot"``. Where the paper trains on COCO, it does not say how a map becomes a
+            target of several classes; this is ours.
 
     Shape:
         - Input: a :class:`LabelMap`, or a :class:`LabelMapBatch` of ``B`` maps, on any device.
         - Output: ``[C]`` or ``[B, C]``, with a grid ``[C, gh, gw]`` or ``[B, C, gh, gw]``, float32.
 
     A view that reaches outside the image pools only the part inside. One that lies outside altogether shows nothing,
-    and every class gets the same.
+    and every class gets the same. A view that is no box (rotated, sheared, or blank where the image goes on) is looked
+    at in 64 x 64 points, and its label is right to 0.001.
 
     Raises:
         ValueError: If an argument has an unknown value, ``fill="residual"`` meets maps without residual, or a
-            temperature or ``activation="softmax"`` meets probabilities.
+            temperature, a softmax or a sigmoid meets probabilities.
 
     Example:
         >>> pooling = LabelPooling()
@@ -72,6 +84,7 @@ class LabelPooling(nn.Module):
         fill: str = "auto",
         temperature: float = 1.0,
         activation: str | None = "auto",
+        threshold: float = 0.1,
     ) -> None:
         super().__init__()
         self.output_size = _output_size(output_size)
@@ -81,16 +94,20 @@ class LabelPooling(nn.Module):
             raise ValueError(f"activation is one of {', '.join(map(repr, _ACTIVATIONS))}, got {activation!r}.")
         if not 0 < temperature < float("inf"):
             raise ValueError(f"temperature must be positive and finite, got {temperature!r}.")
+        if not 0 < threshold <= 1:
+            raise ValueError(f"threshold is a share of the label, above 0 and at most 1, got {threshold!r}.")
         self.fill = fill
         self.temperature = float(temperature)
         self.activation = activation
+        self.threshold = float(threshold)
 
     def forward(self, label_maps: LabelMap | LabelMapBatch) -> Tensor:
         """See the class."""
         _check_type(label_maps)
-        weights = _cell_weights(label_maps, self.output_size)
+        weights, area = _cells_seen(label_maps, self.output_size)
         if self._calibrated(label_maps):
-            pooled = _pool_calibrated(label_maps, weights, self._area(label_maps))
+            # Tokens are far smaller than any crop that the calibration has looked at.
+            pooled = _pool_calibrated(label_maps, weights, area if self.output_size == (1, 1) else None)
         else:
             pooled = self._pool(label_maps, weights)
         if self.output_size == (1, 1):
@@ -123,10 +140,6 @@ class LabelPooling(nn.Module):
             pooled = self._pool(label_maps, weights)
         return pooled[:, 0] if batched else pooled[0, 0]
 
-    def _area(self, label_maps: LabelMap | LabelMapBatch) -> Tensor | None:
-        """The area by which a label is calibrated; none for tokens, which are far smaller than any crop of training."""
-        return _visible_area(label_maps) if self.output_size == (1, 1) else None
-
     def _calibrated(self, label_maps: LabelMap | LabelMapBatch) -> bool:
         return self.fill == "auto" and label_maps.calibration is not None
 
@@ -148,9 +161,9 @@ class LabelPooling(nn.Module):
         """Turn pooled scores, ``[B, C]`` or ``[B, C, gh, gw]``, into labels of the same shape.
 
         Raises:
-            ValueError: If a temperature or ``activation="softmax"`` is asked of probabilities.
+            ValueError: If a temperature, or a softmax or a sigmoid, is asked of probabilities.
         """
-        if score_kind == "probability" and (self.temperature != 1.0 or self.activation == "softmax"):
+        if score_kind == "probability" and (self.temperature != 1.0 or self.activation in ("softmax", "sigmoid")):
             raise ValueError(
                 f"temperature={self.temperature} and activation={self.activation!r} are for logits, and this map holds "
                 f"probabilities: use temperature=1.0 and activation='auto', which normalises them."
@@ -161,6 +174,13 @@ class LabelPooling(nn.Module):
             best = pooled.argmax(1, keepdim=True)
             nothing = pooled.amax(1, keepdim=True) == pooled.amin(1, keepdim=True)
             return torch.where(nothing, 1 / pooled.shape[1], torch.zeros_like(pooled).scatter(1, best, 1.0))
+        if self.activation == "sigmoid":
+            return (pooled / self.temperature).sigmoid()
+        shares = self._shares(pooled, score_kind)
+        return (shares >= self.threshold).to(shares) if self.activation == "multi-hot" else shares
+
+    def _shares(self, pooled: Tensor, score_kind: str) -> Tensor:
+        """The share of each class in the label."""
         if score_kind == "logit":
             return (pooled / self.temperature).softmax(1)
         total = pooled.sum(1, keepdim=True)
@@ -171,7 +191,7 @@ class LabelPooling(nn.Module):
         return (
             f"output_size={self.output_size}, fill={self.fill!r}, temperature={self.temperature}, "
             f"activation={self.activation!r}"
-        )
+        ) + (f", threshold={self.threshold}" if self.activation == "multi-hot" else "")
 
 
 def dense_scores(label_maps: LabelMap | LabelMapBatch, fill: str = "auto") -> Tensor:
@@ -221,14 +241,16 @@ def pool_dense(label_maps: LabelMap | LabelMapBatch, pooling: LabelPooling | Non
     dense = dense_scores(label_maps, pooling.fill)
     h, w = label_maps.grid
     gh, gw = pooling.output_size
-    view_box = label_maps.view_box
-    rows = _parts_of_one(view_box.y1, view_box.y2, h, gh)
-    columns = _parts_of_one(view_box.x1, view_box.x2, w, gw)
-    boxes_in_map = dense.new_tensor([(0, x1, y1, x2, y2) for y1, y2 in rows for x1, x2 in columns])
-    pooled = roi_align(dense[None], boxes_in_map, (1, 1), aligned=True, sampling_ratio=-1)  # [gh * gw, C, 1, 1]
+    view = label_maps.view_box
+    if isinstance(view, ViewBox):
+        rows = _parts_of_one(view.y1, view.y2, h, gh)
+        columns = _parts_of_one(view.x1, view.x2, w, gw)
+        boxes_in_map = dense.new_tensor([(0, x1, y1, x2, y2) for y1, y2 in rows for x1, x2 in columns])
+        pooled = roi_align(dense[None], boxes_in_map, (1, 1), aligned=True, sampling_ratio=-1)  # [gh * gw, C, 1, 1]
+        area = _area_of_box(view)
+    else:
+        pooled, area = _pool_points(dense, view, gh, gw)
     if pooling._calibrated(label_maps):
-        x1, y1, x2, y2 = (min(max(end, 0.0), 1.0) for end in view_box)
-        area = abs((x2 - x1) * (y2 - y1))
         if pooling.output_size != (1, 1):
             of_map, of_image = 1.0, 0.0
         else:
@@ -238,6 +260,25 @@ def pool_dense(label_maps: LabelMap | LabelMapBatch, pooling: LabelPooling | Non
     if pooling.output_size == (1, 1):
         pooled = pooled[:, 0, 0]
     return pooling.activate(pooled[None], label_maps.score_kind)[0]
+
+
+def _pool_points(dense: Tensor, view: View, gh: int, gw: int, points: int = 256) -> tuple[Tensor, float]:
+    """The means of dense scores over what the tokens of a grid show, ``[gh * gw, C, 1, 1]``, and the area seen."""
+    sides = [(torch.arange(bins * points) + 0.5) / (bins * points) for bins in (gh, gw)]
+    v, u = torch.meshgrid(*sides, indexing="ij")
+    (xx, xy, x0), (yx, yy, y0) = view.matrix
+    x, y = xx * u + xy * v + x0, yx * u + yy * v + y0
+    seen = (x >= 0) & (x <= 1) & (y >= 0) & (y <= 1)
+    for a, b, c in view.edges:
+        seen = seen & (a * x + b * y + c >= 0)
+    at = torch.stack([x, y], -1)[None] * 2 - 1
+    scores = grid_sample(dense[None], at.to(dense), padding_mode="border", align_corners=False)[
+        0
+    ]  # [C, gh * points, ...]
+    by_token = (scores * seen).reshape(-1, gh, points, gw, points).sum((2, 4))
+    counts = seen.reshape(gh, points, gw, points).sum((1, 3))
+    pooled = (by_token / counts.clamp(min=1)).reshape(len(dense), -1).T[..., None, None]
+    return pooled, seen.float().mean().item() * view.area
 
 
 def _check_type(label_maps: Any) -> None:
@@ -324,35 +365,77 @@ def _base_of_tail(label_maps: LabelMap | LabelMapBatch, image_scores_kept: Tenso
     return label_maps.residual.float().reshape(len(rest), -1) - rest
 
 
-def _visible_area(label_maps: LabelMap | LabelMapBatch) -> Tensor:
-    """The share of the annotated image that is in view, ``[B]``."""
-    if isinstance(label_maps, LabelMapBatch):
-        ends = label_maps.view_boxes.float().clamp(0, 1)
-        return (ends[:, 2:] - ends[:, :2]).prod(1).abs()
-    x1, y1, x2, y2 = (min(max(end, 0.0), 1.0) for end in label_maps.view_box)
-    return torch.tensor([abs((x2 - x1) * (y2 - y1))], device=label_maps.device)
+def _cells_seen(label_maps: LabelMap | LabelMapBatch, output_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """How much each cell counts for each token, ``[B, gh * gw, h * w]``, and the share of the image in view, ``[B]``.
 
-
-def _cell_weights(label_maps: LabelMap | LabelMapBatch, output_size: tuple[int, int]) -> Tensor:
-    """How much each cell counts for each token, ``[B, gh * gw, h * w]``.
-
-    The weights of a token sum to one, or are all zero where it lies outside the image.
+    The weights of a token sum to one, or are all zero where it shows nothing.
     """
-    (h, w), (gh, gw) = label_maps.grid, output_size
-    if isinstance(label_maps, LabelMapBatch):
-        b = len(label_maps)
-        x1, y1, x2, y2 = label_maps.view_boxes.float().unbind(1)
-        if h == w and gh == gw:  # both axes at once: half as many operations on a few numbers each
-            parts = _parts(torch.cat([y1, x1]), torch.cat([y2, x2]), h, gh)
-        else:
-            parts = torch.cat([_parts(y1, y2, h, gh), _parts(x1, x2, w, gw)])
+    if isinstance(label_maps, LabelMap):
+        view = label_maps.view_box
+        if not isinstance(view, ViewBox):
+            return _cells_sampled(ViewBatch.stack([view], label_maps.device), label_maps.grid, output_size)
+        weights = _cells_of_box(view, label_maps, output_size)
+        return weights, torch.tensor([_area_of_box(view)], device=label_maps.device)
+    views = label_maps.views
+    weights = _cells_of_boxes(views.boxes.float(), label_maps.grid, output_size)
+    ends = views.boxes.float().clamp(0, 1)
+    area = (ends[:, 2:] - ends[:, :2]).prod(1).abs()
+    if views.shears is None:
+        return weights, area
+    no_boxes = views.no_boxes
+    if weights.is_cuda:  # to look for them would wait for it
+        sampled, area_sampled = _cells_sampled(views, label_maps.grid, output_size)
+        return torch.where(no_boxes[:, None, None], sampled, weights), torch.where(no_boxes, area_sampled, area)
+    tilted = views.map(lambda part: part[no_boxes])
+    weights[no_boxes], area[no_boxes] = _cells_sampled(tilted, label_maps.grid, output_size)
+    return weights, area
+
+
+def _cells_sampled(views: ViewBatch, grid: tuple[int, int], output_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The same for views that are no boxes."""
+    gh, gw = output_size
+    top, left = torch.meshgrid(torch.arange(gh), torch.arange(gw), indexing="ij")
+    tokens = torch.stack([left / gw, top / gh, (left + 1) / gw, (top + 1) / gh], -1).reshape(1, -1, 4)
+    # About as many points on the canvas for a grid of tokens as for one label, and at least four a side of each.
+    samples = max(4, -(-SAMPLES // max(gh, gw)))
+    cells = sampled_cells(views, tokens.to(views.boxes.device), grid, samples).flatten(2)
+    seen = cells.sum(2, keepdim=True)
+    area = seen.mean((1, 2)) * views.areas
+    return torch.where(seen > _NOTHING, cells / seen.clamp(min=_NOTHING), 0), area
+
+
+def _area_of_box(view_box: ViewBox) -> float:
+    """The share of the annotated image that is in view."""
+    x1, y1, x2, y2 = (min(max(end, 0.0), 1.0) for end in view_box)
+    return abs((x2 - x1) * (y2 - y1))
+
+
+def _cells_of_boxes(view_boxes: Tensor, grid: tuple[int, int], output_size: tuple[int, int]) -> Tensor:
+    """How much each cell counts for each token of views that are boxes, ``[B, gh * gw, h * w]``."""
+    (h, w), (gh, gw) = grid, output_size
+    x1, y1, x2, y2 = view_boxes.unbind(1)
+    if h == w and gh == gw:  # both axes at once: half as many operations on a few numbers each
+        parts = _parts(torch.cat([y1, x1]), torch.cat([y2, x2]), h, gh)
     else:
-        b = 1
-        x1, y1, x2, y2 = label_maps.view_box
-        # In plain Python, as a dozen operations on tensors of one number would take longer than all the rest.
-        ends = _parts_of_one(y1, y2, h, gh) + _parts_of_one(x1, x2, w, gw)
-        boxes = [(0, low, 0, high, 1) for low, high in ends]
-        parts = torch.tensor(boxes, dtype=torch.float32, device=label_maps.device)
+        parts = torch.cat([_parts(y1, y2, h, gh), _parts(x1, x2, w, gw)])
+    return _outer(parts, len(view_boxes), grid, output_size)
+
+
+def _cells_of_box(view_box: ViewBox, label_map: LabelMap, output_size: tuple[int, int]) -> Tensor:
+    """The same for one view.
+
+    In plain Python, as a dozen operations on tensors of one number would take longer than all the rest.
+    """
+    (h, w), (gh, gw) = label_map.grid, output_size
+    ends = _parts_of_one(view_box.y1, view_box.y2, h, gh) + _parts_of_one(view_box.x1, view_box.x2, w, gw)
+    boxes = [(0, low, 0, high, 1) for low, high in ends]
+    parts = torch.tensor(boxes, dtype=torch.float32, device=label_map.device)
+    return _outer(parts, 1, label_map.grid, output_size)
+
+
+def _outer(parts: Tensor, b: int, grid: tuple[int, int], output_size: tuple[int, int]) -> Tensor:
+    """The weights of cells, from the parts of rows and, after them, of columns that tokens show."""
+    (h, w), (gh, gw) = grid, output_size
     if h == w:
         weights = _weights_along(parts, h)
         rows, columns = weights[: b * gh], weights[b * gh :]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -76,6 +77,10 @@ def mix_soft(mixer: Callable[..., Any], num_classes: int | None = None) -> Calla
     return partial(_mixed, mixer, num_classes)
 
 
+# Loader threads may share a mixer, which knows of another number of classes while it mixes soft labels.
+_LOCK = threading.Lock()
+
+
 def _mixed(mixer: Callable[..., Any], num_classes: int | None, images: Tensor, labels: Tensor) -> Any:
     if isinstance(labels, (LabelMap, LabelMapBatch)):
         raise TypeError(
@@ -85,11 +90,12 @@ def _mixed(mixer: Callable[..., Any], num_classes: int | None, images: Tensor, l
     if not isinstance(labels, Tensor):
         raise TypeError(f"Labels are a tensor, soft labels [B, C] or class indices [B], got {type(labels).__name__}.")
     if not labels.is_floating_point():
-        return mixer(images, labels)
+        with _LOCK:
+            return mixer(images, labels)
     if labels.ndim != 2:
         raise TypeError(f"Soft labels are [B, C], got a tensor of shape {list(labels.shape)}.")
     count = len(labels)
-    with _told_of_samples(mixer, count, num_classes) as classes:
+    with _LOCK, _told_of_samples(mixer, count, num_classes) as classes:
         result = mixer(images, torch.arange(count, device=labels.device))
     if not isinstance(result, (tuple, list)) or len(result) != 2:
         got = f"{len(result)} values" if isinstance(result, (tuple, list)) else type(result).__name__

@@ -144,7 +144,7 @@ def _draw_box(axis: Axes, size: tuple[int, int], label_map: LabelMap) -> None:
     from matplotlib.patches import Rectangle
 
     width, height = size
-    x1, y1, x2, y2 = label_map.view_box
+    x1, y1, x2, y2 = label_map.view_box.corners
     axis.add_patch(
         Rectangle(
             (min(x1, x2) * width, min(y1, y2) * height),

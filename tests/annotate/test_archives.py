@@ -19,7 +19,7 @@ from tests.shards import add
 from torchrelabel import LabelMapDataset, LabelStore
 from torchrelabel.annotate import annotate
 from torchrelabel.annotate.archives import read_dataset
-from torchrelabel.data.label_map_stream import LabelMapStream
+from torchrelabel.integrations.timm.stream import LabelMapStream
 
 # timm leaves the archives open that it reads.
 pytestmark = [

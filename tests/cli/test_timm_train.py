@@ -71,7 +71,7 @@ def test_a_store_that_is_not_there_is_one_message(tmp_path: Path) -> None:
             "timm.data.create_dataset('torch/mnist', root={mnist!r}, is_training=True, download=False)\n",
             "Error: The label maps have 7 classes and the dataset has 10.",
         ),
-        ("pass\n", "train.py ended without a call of timm.data.create_dataset(..., is_training=True)"),
+        ("pass\n", "train.py trains without a call of timm.data.create_dataset(..., is_training=True)"),
     ],
     ids=["outputs", "classes", "no dataset"],
 )
@@ -91,3 +91,32 @@ def write_mnist(root: Path) -> Path:
         (folder / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, 2, 28, 28) + bytes(2 * 28 * 28))
         (folder / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, 2) + bytes(2))
     return root
+
+
+def test_a_script_that_takes_no_maps_is_stopped_before_its_first_step(painted: Painted, tmp_path: Path) -> None:
+    """It trained to its end, on hard labels, before that was said."""
+    text = (
+        "import torch\n"
+        "weight = torch.nn.Parameter(torch.zeros(1))\n"
+        "optimizer = torch.optim.SGD([weight], 0.1)\n"
+        "(weight + 1).sum().backward()\n"
+        "print('before')\n"
+        "optimizer.step()\n"
+        "print('after')\n"
+    )
+    result = invoke("timm-train", "--label-maps", str(painted.store), script(tmp_path, text))
+    assert result.exit_code == 1
+    assert "before" in result.stdout and "after" not in result.stdout
+    assert "trains without a call of timm.data.create_dataset" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_options_of_the_dataset_reach_it(painted: Painted, tmp_path: Path) -> None:
+    text = (
+        "import timm.data\n"
+        f"dataset = timm.data.create_dataset('', root={str(painted.root)!r}, is_training=True)\n"
+        "print(dataset.pooling.fill, dataset._crop, dataset._onehot)\n"
+    )
+    options = ["--crop", "full", "--fill", "zero", "--onehot", "0.5"]
+    result = invoke("timm-train", "--label-maps", str(painted.store), *options, script(tmp_path, text))
+    assert result.exit_code == 0, result.output
+    assert "zero full 0.5" in result.stdout

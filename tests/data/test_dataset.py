@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
-import random
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -224,13 +223,19 @@ def test_token_labels_are_flipped_as_the_image_is(painted: Painted) -> None:
 
 @pytest.mark.parametrize("pooling", [LabelPooling((3, 5)), None])
 @pytest.mark.parametrize("flip", [v1.RandomHorizontalFlip(1), v2.RandomVerticalFlip(1)])
-def test_a_flip_that_is_not_seen_is_refused_where_the_label_depends_on_it(
+def test_a_flip_of_a_tensor_is_followed_where_the_label_depends_on_it(
     painted: Painted, pooling: Any, flip: Any
 ) -> None:
-    transform = v1.Compose([v1.RandomResizedCrop(32), v1.ToTensor(), flip])
-    with pytest.raises(CropNotSeen, match="flipped"):
-        LabelMapDataset(folder(painted, transform), painted.store, pooling=pooling)[0]
-    LabelMapDataset(folder(painted, transform), painted.store)[0]
+    def label(*steps: Any) -> Any:
+        transform = v1.Compose([v1.CenterCrop(32), v1.ToTensor(), *steps])
+        return LabelMapDataset(folder(painted, transform), painted.store, pooling=pooling)[0][1]
+
+    if pooling is None:
+        view_box = label().view_box
+        assert label(flip).view_box in (view_box.flip_x(), view_box.flip_y())
+    else:
+        assert any(torch.allclose(label(flip), label().flip(axis)) for axis in (1, 2))
+        assert not torch.allclose(label(flip), label())
 
 
 def test_the_items_of_a_batch_are_those_one_by_one(painted: Painted) -> None:
@@ -445,7 +450,7 @@ def test_a_dataset_that_transforms_image_and_target_in_a_second_place(painted: P
     torch.testing.assert_close(LabelMapDataset(dataset, painted.store)[5][1], left_label(painted, 5))
 
 
-def test_a_dataset_that_transforms_inside_itself_needs_our_crop(painted: Painted) -> None:
+def test_a_dataset_that_transforms_inside_itself_is_followed_in_the_steps_that_it_holds(painted: Painted) -> None:
     class Inside(InMemory):
         def __getitem__(self, index: int) -> Any:
             return self.crop(v1.functional.to_tensor(self.images[index])), index
@@ -455,9 +460,12 @@ def test_a_dataset_that_transforms_inside_itself_needs_our_crop(painted: Painted
     inside.crop = RandomResizedCropWithLabelMap((40, 50))
     dataset = LabelMapDataset(inside, painted.store, key=painted.keys)
     assert np.mean([label_error(*dataset[i]) for i in range(7)]) <= WRONG
-    inside.crop = v1.RandomResizedCrop(32)
-    with pytest.raises(CropNotSeen, match=r"^RandomResizedCrop\(.* got Tensor and cropped"):
-        dataset[0]
+    inside.crop = v1.RandomResizedCrop((40, 50))
+    followed = LabelMapDataset(inside, painted.store, key=painted.keys)
+    assert np.mean([label_error(*followed[i]) for i in range(7)]) <= WRONG
+    inside.crop = lambda image: image[:, 8:48, 9:59]
+    with pytest.raises(CropNotSeen, match=r"No crop was seen.* and what .*Inside.* does to an image is unknown"):
+        LabelMapDataset(inside, painted.store, key=painted.keys)[0]
 
 
 def test_a_subset_with_a_transform_of_its_own(painted: Painted) -> None:
@@ -625,8 +633,8 @@ def test_a_missing_map_in_a_worker_keeps_its_type_and_words(painted: Painted, tm
 
 
 def test_an_unseen_crop_in_a_worker_keeps_its_type_and_words(painted: Painted) -> None:
-    dataset = LabelMapDataset(folder(painted, v1.ToTensor()), painted.store)
-    with pytest.raises(CropNotSeen, match=r"No crop was seen while the pipeline ToTensor\(\) ran.*crop='full'"):
+    dataset = LabelMapDataset(folder(painted, np.asarray), painted.store)
+    with pytest.raises(CropNotSeen, match=r"No crop was seen while the pipeline <.*asarray> ran.*crop='full'"):
         list(DataLoader(dataset, num_workers=1))
 
 
@@ -794,7 +802,7 @@ def test_a_dataset_that_does_not_know_its_files_asks_for_key(painted: Painted) -
 
 
 @pytest.mark.parametrize(
-    "step", [v2.RandomRotation(10), v2.RandomAffine(10), v2.CutMix(num_classes=C), v2.ToPureTensor(), v1.CenterCrop(8)]
+    "step", [v2.RandomPerspective(), v2.CutMix(num_classes=C), v2.ToPureTensor(), v1.CenterCrop(8)]
 )
 def test_a_joint_pipeline_that_loses_the_map_is_refused_at_once(painted: Painted, step: Any) -> None:
     pipeline = v2.Compose([v2.RandomResizedCrop(32), step])
@@ -802,9 +810,9 @@ def test_a_joint_pipeline_that_loses_the_map_is_refused_at_once(painted: Painted
         LabelMapDataset(folder(painted, None), painted.store, transforms=pipeline)
 
 
-def test_a_joint_pipeline_that_moves_the_image_alone_warns(painted: Painted) -> None:
-    pipeline = v2.Compose([v2.RandomResizedCrop(32), v2.RandAugment()])
-    with pytest.warns(UserWarning, match=r"\[1\] RandAugment: RandAugment moves pixels of the image alone"):
+def test_a_joint_pipeline_that_blends_moved_images_warns(painted: Painted) -> None:
+    pipeline = v2.Compose([v2.RandomResizedCrop(32), v2.AugMix()])
+    with pytest.warns(UserWarning, match=r"\[1\] AugMix: AugMix blends copies of the image"):
         LabelMapDataset(folder(painted, None), painted.store, transforms=pipeline)
 
 
@@ -885,30 +893,17 @@ def test_a_target_transform_that_numbers_the_classes_otherwise_is_refused(painte
     """The soft labels never passed through it, and kept the order of the annotator."""
     images = ImageFolder(painted.root, LEFT, target_transform=lambda target: (target + 1) % C)
     with pytest.raises(ValueError, match="target_transform makes class 1 of class 0"):
-        LabelMapDataset(images, painted.store)
+        LabelMapDataset(images, painted.store)[0]
 
 
 def test_classes_in_that_error_have_the_names_that_the_store_gives_them(painted: Painted, tmp_path: Path) -> None:
     names = [f"name {index}" for index in range(C)]
-    LabelStoreWriter(tmp_path / "named.lmdb", num_classes=C, top_k=1, class_names=names).finish()
+    with LabelStoreWriter(tmp_path / "named.lmdb", num_classes=C, top_k=1, class_names=names) as writer:
+        for key in painted.keys:
+            writer.put(key, np.ones((1, 1, 1), np.float32), np.zeros((1, 1, 1), np.int64))
     images = ImageFolder(painted.root, LEFT, target_transform=lambda target: (target + 1) % C)
     with pytest.raises(ValueError, match="target_transform makes class 1 name 1 of class 0 name 0, and the soft"):
-        LabelMapDataset(images, tmp_path / "named.lmdb")
-
-
-@pytest.mark.parametrize(
-    "target_transform",
-    [lambda target: target - 1, lambda target: random.randrange(C), lambda target: int(torch.randperm(C)[target])],
-    ids=["from one on", "noise", "shuffled"],
-)
-def test_a_target_transform_that_is_no_other_order_is_let_through(painted: Painted, target_transform: Any) -> None:
-    """It is tried out, and must neither cost a random number nor be taken for an order by chance."""
-    random.seed(0)
-    torch.manual_seed(0)
-    states = random.getstate(), torch.get_rng_state()
-    LabelMapDataset(ImageFolder(painted.root, LEFT, target_transform=target_transform), painted.store)
-    assert random.getstate() == states[0]
-    assert torch.equal(torch.get_rng_state(), states[1])
+        LabelMapDataset(images, tmp_path / "named.lmdb")[0]
 
 
 def test_a_transform_that_cannot_be_replaced_is_named(painted: Painted) -> None:
@@ -943,7 +938,7 @@ def test_tensors_may_have_their_channels_last(painted: Painted) -> None:
     assert np.mean([label_error(image.permute(2, 0, 1) / 255, label) for image, label in items]) <= WRONG
 
 
-def test_a_dataset_that_hides_its_transform_is_told_how_to_show_it(painted: Painted) -> None:
+def test_a_dataset_within_another_is_found_under_any_name(painted: Painted) -> None:
     class Repeated(Dataset[Any]):
         def __init__(self, inner: Any) -> None:
             self.inner = inner
@@ -954,8 +949,8 @@ def test_a_dataset_that_hides_its_transform_is_told_how_to_show_it(painted: Pain
         def __getitem__(self, index: int) -> Any:
             return self.inner[index % len(self.inner)]
 
-    with pytest.raises(CropNotSeen, match=r"Repeated has no attribute transform.* wrap the dataset within it"):
-        LabelMapDataset(Repeated(folder(painted, RANDOM)), painted.store, key=painted.keys * 2)[0]
+    dataset = LabelMapDataset(Repeated(folder(painted, RANDOM)), painted.store, key=painted.keys * 2)
+    assert np.mean([label_error(*dataset[i]) for i in range(14)]) <= WRONG
 
 
 @pytest.mark.parametrize("onehot", [0.0, 1.0])
@@ -995,24 +990,25 @@ def test_the_parts_of_a_concatenation_have_names_of_their_own(painted: Painted, 
         LabelMapDataset(both, painted.store)
 
 
-def test_a_crop_within_a_dataset_is_noticed_beside_a_joint_pipeline(painted: Painted) -> None:
+def test_a_crop_within_a_dataset_is_followed_beside_a_joint_pipeline(painted: Painted) -> None:
     """Its pixels were those of the crop, and the joint pipeline began with the label of the whole."""
 
     class Inside(InMemory):
         def __getitem__(self, index: int) -> Any:
-            return v1.CenterCrop(60)(self.images[index]), index
+            return self.crop(self.images[index]), index
 
     inside = Inside(painted)
     del inside.transform
-    with pytest.raises(CropNotSeen, match=r"^CenterCrop\(size=\(60, 60\)\) got a PIL image and cropped"):
-        LabelMapDataset(inside, painted.store, transforms=JOINT, key=painted.keys)[0]
+    inside.crop = v1.CenterCrop(60)
+    dataset = LabelMapDataset(inside, painted.store, transforms=JOINT, key=painted.keys)
+    assert np.mean([label_error(*dataset[i]) for i in range(7)]) <= WRONG
     whole = LabelMapDataset(inside, painted.store, crop="full", key=painted.keys)[0][1]
     torch.testing.assert_close(whole, LabelMapDataset(folder(painted), painted.store, crop="full")[0][1])
 
 
-@pytest.mark.parametrize("step", [v1.CenterCrop(60), v1.RandomHorizontalFlip(1), v1.RandomAffine(0, (0.4, 0.4))])
-def test_our_crop_within_a_dataset_wants_the_image_as_it_was(painted: Painted, step: Any) -> None:
-    """Whatever came before it, or cropped the tensor after it, went unnoticed in a dataset without a transform."""
+@pytest.mark.parametrize("step", [v1.CenterCrop(60), v1.RandomHorizontalFlip(1), v1.RandomAffine(0, (0.2, 0.2))])
+def test_all_steps_within_a_dataset_are_followed(painted: Painted, step: Any) -> None:
+    """Whatever came before our crop, or cropped the tensor after it, was refused."""
 
     class Inside(InMemory):
         def __getitem__(self, index: int) -> Any:
@@ -1021,10 +1017,7 @@ def test_our_crop_within_a_dataset_wants_the_image_as_it_was(painted: Painted, s
     inside = Inside(painted)
     del inside.transform
     ours = RandomResizedCropWithLabelMap((40, 50))
-    dataset = LabelMapDataset(inside, painted.store, key=painted.keys)
-    inside.steps = v1.Compose([step, ours, v1.ToTensor()])
-    with pytest.raises(CropNotSeen, match=r"cropped or padded it|had moved in a way that could not be followed"):
-        dataset[0]
-    inside.steps = v1.Compose([ours, v1.ToTensor(), v1.RandomCrop((40, 50), padding=20)])
-    with pytest.raises(CropNotSeen, match=r"^RandomCrop\("):
-        dataset[0]
+    for steps in ([step, ours, v1.ToTensor()], [ours, v1.ToTensor(), v1.RandomCrop((40, 50), padding=20)]):
+        inside.steps = v1.Compose(steps)
+        dataset = LabelMapDataset(inside, painted.store, key=painted.keys)
+        assert np.mean([label_error(*dataset[i]) for i in range(7)]) <= WRONG

@@ -6,8 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from torchrelabel import LabelMapBatch, LabelPooling, ViewBox
-from torchrelabel.data.lazy_label import pool_together
-from torchrelabel.data.records import SeenRecord, label_map_of
+from torchrelabel.data.records import SeenRecord, label_map_of, pool_together
 from torchrelabel.store import LabelRecord, StoreHeader
 
 HEADER = StoreHeader(num_classes=4, top_k=1, score_kind="probability")

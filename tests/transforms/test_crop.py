@@ -15,7 +15,8 @@ from torchvision.transforms.v2 import functional as F
 from tests.references.coordinates import coordinate_image, view_of
 from tests.references.label_maps import make_label_map
 from torchrelabel import LabelMap, LabelMapBatch, RandomResizedCropWithLabelMap, ViewBox
-from torchrelabel.transforms._loading import LoadingSample
+from torchrelabel.following.follow import plain
+from torchrelabel.following.trace import CropTrace
 
 H, W = 37, 23
 
@@ -71,8 +72,8 @@ def test_alone_while_a_sample_loads_the_pixels_and_the_random_stream_are_torchvi
         torch.manual_seed(seed)
         expected, after = torchvisions(IMAGES[kind]()), random_state()
         torch.manual_seed(seed)
-        with LoadingSample():
-            image = mine(IMAGES[kind]())
+        with CropTrace():
+            image = plain(mine(IMAGES[kind]()))
         assert_identical(image, expected)
         assert random_state() == after
 
@@ -87,11 +88,11 @@ def test_the_map_is_cropped_to_the_pixels():
 
 def test_the_sample_that_loads_is_told_of_the_crop():
     crop = RandomResizedCropWithLabelMap((30, 41), scale=(0.3, 1.0), antialias=False)
-    with LoadingSample() as sample:
+    with CropTrace() as trace:
         image = crop(coordinate_image(H, W))
-    assert sample.view.cropped
-    assert not sample.branched
-    assert tuple(sample.view.box) == pytest.approx(view_of(image, H, W), abs=1e-6)
+    assert trace.cropped
+    assert not trace.ambiguous
+    assert tuple(trace.view) == pytest.approx(view_of(image, H, W), abs=1e-6)
 
 
 def test_any_structure_is_cropped():
@@ -136,7 +137,7 @@ def test_a_batch_of_maps_is_an_error():
 
 
 def test_two_things_without_a_map_while_a_sample_loads_are_an_error():
-    with LoadingSample(), pytest.raises(TypeError, match=r"takes one image here, got Tensor, Mask\.$"):
+    with CropTrace(), pytest.raises(TypeError, match=r"takes one image here, got Tensor, Mask\.$"):
         RandomResizedCropWithLabelMap(9)(pixels(), tv_tensors.Mask(pixels()))
 
 

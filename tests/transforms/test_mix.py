@@ -16,8 +16,9 @@ from tests.references.label_maps import dense_by_loops, make_label_map
 from tests.references.sampling import softmax
 from torchrelabel import CutMixWithLabelMap, LabelMap, LabelMapBatch, LabelPooling, MixUpWithLabelMap, ViewBox
 from torchrelabel.calibration import Calibration
-from torchrelabel.transforms._visible import cells_in_box
+from torchrelabel.label_map.views import ViewBatch
 from torchrelabel.transforms.mix import _boxes_per_sample
+from torchrelabel.visible_cells import cells_in_box
 
 H, W, C = 17, 11, 10
 VIEWS = [
@@ -132,7 +133,7 @@ def test_localized_labels_equal_the_mixed_canvas_sampled_point_by_point(seed, fi
 def test_the_cells_of_a_rectangle_are_integrals_of_the_interpolated_map():
     view = torch.tensor([[0.9, -0.2, 0.25, 0.7]])
     box = torch.tensor([[0.13, 0.31, 0.77, 0.94]])
-    cells = cells_in_box(view, box, (3, 4))[0]
+    cells = cells_in_box(ViewBatch(view), box, (3, 4))[0]
     n = 2000
     u = torch.linspace(0.13, 0.77, 2 * n + 1, dtype=torch.float64)[1::2]
     v = torch.linspace(0.31, 0.94, 2 * n + 1, dtype=torch.float64)[1::2]
@@ -149,9 +150,9 @@ def test_the_cells_of_a_rectangle_are_integrals_of_the_interpolated_map():
 
 def test_the_cells_of_two_halves_add_up_to_those_of_the_whole():
     views = torch.tensor([list(view) for view in VIEWS])
-    whole = cells_in_box(views, torch.tensor([[0.0, 0, 1, 1]]), (7, 5))
-    left = cells_in_box(views, torch.tensor([[0.0, 0, 0.3, 1]]), (7, 5))
-    right = cells_in_box(views, torch.tensor([[0.3, 0, 1, 1]]), (7, 5))
+    whole = cells_in_box(ViewBatch(views), torch.tensor([[0.0, 0, 1, 1]]), (7, 5))
+    left = cells_in_box(ViewBatch(views), torch.tensor([[0.0, 0, 0.3, 1]]), (7, 5))
+    right = cells_in_box(ViewBatch(views), torch.tensor([[0.3, 0, 1, 1]]), (7, 5))
     assert_close(left + right, whole)
     assert (whole - left).min() > -1e-6
 
@@ -234,7 +235,7 @@ def test_a_calibrated_patch_is_labelled_by_the_area_that_it_shows():
         image_scores=torch.tensor([0.0, 9.0, 0.0]),
         calibration=Calibration((0.0, -1.0), (1.0, 0.4), 0.05),
     )
-    maps = LabelMapBatch.stack([one, one.seen_through(ViewBox(0, 0, 0.25, 0.25))])
+    maps = LabelMapBatch.stack([one, one.with_view(ViewBox(0, 0, 0.25, 0.25))])
     whole_canvas = (0, 0, W, H)
     _, labels = FixedBox(whole_canvas, labels="localized")(torch.zeros(2, 3, H, W), maps)
     assert_close(labels, LabelPooling()(maps).roll(1, 0), atol=1e-4, rtol=0)
@@ -242,7 +243,7 @@ def test_a_calibrated_patch_is_labelled_by_the_area_that_it_shows():
     # A tenth of the canvas that shows all of an image is a tenth of that image, and is labelled as the map says.
     _, labels = FixedBox((0, 0, W, H // 10), labels="localized")(torch.zeros(2, 3, H, W), maps)
     share = (H // 10) / H
-    small = LabelPooling()(one.seen_through(ViewBox(0, 0, 1, share)))
+    small = LabelPooling()(one.with_view(ViewBox(0, 0, 1, share)))
     own = LabelPooling()(maps[1])
     assert_close(labels[1], share * small + (1 - share) * own, atol=0.02, rtol=0)
 
@@ -409,7 +410,6 @@ def test_it_survives_pickling_and_prints_its_settings():
         ),
         (lambda: CutMixWithLabelMap(labels="soft"), ValueError, "labels is one of 'mixed', 'localized', got 'soft'"),
         (lambda: MixUpWithLabelMap(prob=1.5), ValueError, "prob is between 0 and 1, got 1.5"),
-        (lambda: CutMixWithLabelMap(pooling=LabelPooling((2, 2))), ValueError, "output_size 1, got"),
         (lambda: CutMixWithLabelMap()(make_images()), TypeError, "needs labels beside the images"),
         (lambda: CutMixWithLabelMap()(make_batch()), TypeError, r"mixes a batch of images \[B, 3, H, W\]"),
         (lambda: CutMixWithLabelMap()(make_images(4), make_batch(5)), ValueError, "got 4 images and 5 labels"),
@@ -434,3 +434,41 @@ def test_it_survives_pickling_and_prints_its_settings():
 def test_wrong_use_says_what_is_wrong(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+# --- labels of tokens ---
+
+
+def tokens_of_pixels(images, mixed, grid):
+    """How much of each token of a mixed image, of constant images 1, 2, ..., comes from the image before it."""
+    own = images[:, 0, 0, 0]
+    theirs = own.roll(1)
+    share = (mixed[:, :1] - own[:, None, None, None]) / (theirs - own)[:, None, None, None]
+    return torch.nn.functional.adaptive_avg_pool2d(share, grid)
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("given", ["maps", "labels"])
+@pytest.mark.parametrize("labels", ["mixed", "localized"])
+def test_cutmix_pastes_each_token_by_the_share_of_it_that_lies_in_the_patch(per_sample, given, labels):
+    pooling = LabelPooling((3, 5))
+    batch = LabelMapBatch.stack([make_label_map(seed=seed, canvas_size=(12, 20)) for seed in range(4)])
+    images = torch.arange(1.0, 5)[:, None, None, None].expand(4, 3, 12, 20).clone()
+    own = pooling(batch)
+    mix = CutMixWithLabelMap(pooling=pooling, per_sample=per_sample, labels=labels)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        mixed, soft = mix(images, batch if given == "maps" else own)
+        share = tokens_of_pixels(images, mixed, (3, 5))
+        torch.testing.assert_close(soft, own.roll(1, 0) * share + own * (1 - share), atol=1e-5, rtol=0)
+
+
+def test_mixup_blends_the_labels_of_tokens():
+    pooling = LabelPooling((3, 5))
+    batch = LabelMapBatch.stack([make_label_map(seed=seed, canvas_size=(12, 20)) for seed in range(4)])
+    images = torch.arange(1.0, 5)[:, None, None, None].expand(4, 3, 12, 20).clone()
+    torch.manual_seed(0)
+    mixed, soft = MixUpWithLabelMap(pooling=pooling)(images, batch)
+    share = tokens_of_pixels(images, mixed, (3, 5))
+    own = pooling(batch)
+    torch.testing.assert_close(soft, own.roll(1, 0) * share + own * (1 - share), atol=1e-5, rtol=0)

@@ -47,7 +47,7 @@ def pool_crops(label_map: LabelMap, boxes_in_image: Tensor, fill: str = "auto") 
         ``[N, C]``, float32. Of a map of probabilities, no share is below 1e-8.
     """
     count = len(boxes_in_image)
-    views = [tuple(label_map.view_box.crop(*box)) for box in boxes_in_image.tolist()]
+    views = [label_map.view_box.crop(*box).corners for box in boxes_in_image.tolist()]
     residual, image_scores = label_map.residual, label_map.image_scores
     batch = LabelMapBatch(
         label_map.scores.expand(count, *label_map.shape),

@@ -159,7 +159,7 @@ def _hits(label_map: LabelMap, boxes_in_image: Tensor, classes: Iterable[int | N
     """How many cells with their centre in a box have the class of the box on top, and how many there are."""
     h, w = label_map.grid
     # Where the centre of a cell lies in the image; the view box is the image in the frame of the map.
-    x1, y1, x2, y2 = label_map.view_box
+    x1, y1, x2, y2 = label_map.view_box.corners
     x = ((torch.arange(w) + 0.5) / w - x1) / (x2 - x1)
     y = ((torch.arange(h) + 0.5) / h - y1) / (y2 - y1)
     hits = total = 0

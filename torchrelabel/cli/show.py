@@ -71,7 +71,7 @@ def show(
     from torchrelabel.pooling import LabelPooling
     from torchrelabel.store import LabelStore
     from torchrelabel.store.header import class_for_people
-    from torchrelabel.view_box import ViewBox
+    from torchrelabel.view import ViewBox
     from torchrelabel.viz import draw_label_map, save_picture
 
     label_store = LabelStore(store)

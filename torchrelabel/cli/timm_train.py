@@ -27,19 +27,37 @@ from torchrelabel.errors import TorchRelabelError
     show_default=True,
     help="What to do with an image without a label map.",
 )
+@click.option(
+    "--crop",
+    type=click.Choice(["auto", "full"]),
+    default="auto",
+    show_default=True,
+    help="full: the label of the whole image, whatever is cropped.",
+)
+@click.option(
+    "--fill",
+    type=click.Choice(["auto", "zero", "residual"]),
+    default="auto",
+    show_default=True,
+    help="How to pool: zero is the paper's method.",
+)
+@click.option(
+    "--onehot", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Share of the folder's own label."
+)
 @click.argument("script", type=click.Path())
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def timm_train(label_maps: str, script: str, arguments: tuple[str, ...], **options: Any) -> None:
+def timm_train(label_maps: str, script: str, arguments: tuple[str, ...], fill: str, **options: Any) -> None:
     """Run SCRIPT, timm's train.py, with ARGUMENTS of its own, on soft labels from label maps.
 
     The training dataset is wrapped as it is created; validation and all else stay as they are. Accuracy on the training
     set is not printed by timm, the training loss is that of soft labels.
     """
     from torchrelabel.integrations.timm import check_arguments, run_script
+    from torchrelabel.pooling import LabelPooling
 
     check_arguments(script, arguments, label_maps)
     try:
-        run_script(script, arguments, label_maps, **options)
+        run_script(script, arguments, label_maps, pooling=LabelPooling(fill=fill), **options)
     except TorchRelabelError:
         raise
     except Exception:  # of the script: whoever wrote it wants to see where

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 
 from torchrelabel.label_map import LabelMap, LabelMapBatch
+from torchrelabel.label_map.views import ViewBatch
+from torchrelabel.pooling import LabelPooling
 from torchrelabel.store import LabelRecord, StoreHeader
-from torchrelabel.view_box import ViewBox
+from torchrelabel.view import View, ViewBox
 
-__all__ = ["SeenRecord", "check_complete", "label_map_of"]
+__all__ = ["SeenRecord", "check_complete", "label_map_of", "pool_together"]
 
 _WHOLE = (0.0, 0.0, 1.0, 1.0)
 
@@ -39,13 +41,13 @@ class SeenRecord(NamedTuple):
         record: Of a store.
         header: Of the same store.
         canvas_size: Size (H, W) of the image in pixels.
-        view_box: The part of the whole image that is in view, in fractions of it.
+        view: What is in view of the whole image, in fractions of it.
     """
 
     record: LabelRecord
     header: StoreHeader
     canvas_size: tuple[int, int]
-    view_box: ViewBox
+    view: View
 
     @property
     def kind(self) -> tuple[Any, ...]:
@@ -60,13 +62,13 @@ class SeenRecord(NamedTuple):
         grids = (len(records), *records[0].scores.shape)
         residuals = [record.residual for record in records if record.residual is not None]
         image_scores = [record.image_scores for record in records if record.image_scores is not None]
-        boxes = [tuple(_view_of_map(one.record, one.view_box)) for one in seen]
+        views = [_view_of_map(one.record, one.view) for one in seen]
         return LabelMapBatch(
             torch.from_numpy(np.concatenate([record.scores for record in records]).reshape(grids)),
             # int64 is what pooling takes.
             torch.from_numpy(np.concatenate([record.classes for record in records], dtype=np.int64).reshape(grids)),
             num_classes=header.num_classes,
-            view_boxes=torch.tensor(boxes, dtype=torch.float32),
+            view_boxes=ViewBatch.stack(views),
             canvas_sizes=[one.canvas_size for one in seen],
             residual=torch.from_numpy(np.stack(residuals)) if residuals else None,
             score_kind=header.score_kind,
@@ -79,15 +81,15 @@ def label_map_of(
     record: LabelRecord,
     header: StoreHeader,
     canvas_size: Sequence[int],
-    view_box: ViewBox = ViewBox(),  # noqa: B008 -- it is immutable
+    view: View = ViewBox(),  # noqa: B008 -- it is immutable
 ) -> LabelMap:
-    """The label map that a record holds, for an image that shows ``view_box``.
+    """The label map that a record holds, for an image that shows ``view``.
 
     Args:
         record: Of a store.
         header: Of the same store.
         canvas_size: Size (H, W) of the image in pixels.
-        view_box: The part of the whole image that is in view, in fractions of it. Where the map covers only a part of
+        view: What is in view of the whole image, in fractions of it. Where the map covers only a part of
             the image (``record.coverage``), the map's own view box is in fractions of that part, and reaches past it
             where the image does.
     """
@@ -97,17 +99,32 @@ def label_map_of(
         None if record.residual is None else torch.from_numpy(record.residual),
         header.num_classes,
         (int(canvas_size[0]), int(canvas_size[1])),
-        _view_of_map(record, view_box),
+        _view_of_map(record, view),
         header.score_kind,
         None if record.image_scores is None else torch.from_numpy(record.image_scores),
         header.calibration,
     )
 
 
-def _view_of_map(record: LabelRecord, view_box: ViewBox) -> ViewBox:
-    """The view box of a record's map, in fractions of the part that it covers, from that of its image."""
+def _view_of_map(record: LabelRecord, view: View) -> View:
+    """The view of a record's map, in fractions of the part that it covers, from that of its image."""
     if record.coverage == _WHOLE:
-        return view_box
+        return view
     x1, y1, x2, y2 = record.coverage
     width, height = x2 - x1, y2 - y1
-    return ViewBox(-x1 / width, -y1 / height, (1 - x1) / width, (1 - y1) / height).compose(view_box)
+    return ViewBox(-x1 / width, -y1 / height, (1 - x1) / width, (1 - y1) / height).compose(view)
+
+
+def pool_together(labels: list[Any], pooling: LabelPooling) -> None:
+    """Replace each label map, or record, in a list by its pooled label, all those of one kind at once."""
+    alike: dict[Any, list[int]] = {}
+    for place, label in enumerate(labels):
+        if isinstance(label, SeenRecord):
+            alike.setdefault((SeenRecord, *label.kind), []).append(place)
+        elif isinstance(label, LabelMap):
+            kind = (LabelMapBatch, label.shape, label.residual is None, label.image_scores is None, label.calibration)
+            alike.setdefault(kind, []).append(place)
+    for (stacked, *_), places in alike.items():
+        pooled = pooling(stacked.stack([labels[place] for place in places]))
+        for place, label in zip(places, pooled, strict=True):
+            labels[place] = label

@@ -16,7 +16,7 @@ from torchrelabel.demo.folders import SceneFolder
 from torchrelabel.errors import TorchRelabelError
 from torchrelabel.pooling import LabelPooling
 from torchrelabel.store import LabelStore
-from torchrelabel.view_box import ViewBox
+from torchrelabel.view import ViewBox
 
 MODEL = "test_efficientnet"
 WEIGHTS = Path(__file__).with_name("annotator.pth")  # what make_annotator.py wrote

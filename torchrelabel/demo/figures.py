@@ -18,7 +18,7 @@ from torchrelabel.demo.result import DemoResult
 from torchrelabel.demo.students import LABEL_KINDS, ONE_HOT, RELABEL, draw_crop, visible_share
 from torchrelabel.pooling import LabelPooling
 from torchrelabel.store import LabelStore
-from torchrelabel.view_box import ViewBox
+from torchrelabel.view import ViewBox
 from torchrelabel.viz import cell_probabilities
 
 if TYPE_CHECKING:

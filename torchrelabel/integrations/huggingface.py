@@ -16,16 +16,17 @@ from torch import Tensor
 from torch.nn import functional as nn_functional
 from torch.utils._pytree import tree_flatten, tree_map
 
-from torchrelabel.data.lazy_label import pool_together
-from torchrelabel.data.records import check_complete, label_map_of
-from torchrelabel.data.tracked_image import TrackedImage
+from torchrelabel.data.records import check_complete, label_map_of, pool_together
 from torchrelabel.errors import MissingLabelMap
+from torchrelabel.following.follow import begin
+from torchrelabel.following.functionals import plain_of
+from torchrelabel.following.sizes import images_in, size_of
+from torchrelabel.following.steps import run_own
+from torchrelabel.following.trace import CropTrace, short
+from torchrelabel.following.tracked_image import TrackedImage
 from torchrelabel.pooling import LabelPooling
 from torchrelabel.store import LabelStore
-from torchrelabel.transforms._likeness import size_of
-from torchrelabel.transforms._loading import LoadingSample
-from torchrelabel.transforms._steps import short
-from torchrelabel.view_box import ViewBox
+from torchrelabel.view import ViewBox
 
 __all__ = ["model_loss", "relabel_transform", "soft_loss"]
 
@@ -215,6 +216,11 @@ class _Relabelled:
         return f"relabel_transform({self.fn!r}, {self.store!r})"
 
     def __call__(self, batch: Columns) -> Columns:
+        if self.label_column not in batch and "labels" in batch:
+            raise ValueError(
+                f"There is a column 'labels' and no column {self.label_column!r}, so that training would go on with "
+                f"class indices. If it holds the labels, say so: relabel_transform(..., label_column='labels')."
+            )
         if self.label_column not in batch:
             if set(batch) != {self.image_column}:
                 warnings.warn(
@@ -262,25 +268,26 @@ class _Relabelled:
                 f"datasets.Image())."
             )
         record = self._record(example, os.fspath(path or ""))
-        with LoadingSample() as sample:
-            given = image if self.full else TrackedImage.of(image, sample)
+        trace = CropTrace()
+        with nullcontext() if self.full else trace:
+            given = image if self.full else begin(image, trace)
             before = {**row, self.image_column: [given]}
-            with nullcontext() if self.full else sample.listening():
-                result = self.fn(dict(before))
+            result = self.fn(dict(before)) if self.full else run_own(self.fn, dict(before), trace)
             if not isinstance(result, Mapping) or any(len(column) != 1 for column in result.values()):
                 raise TypeError(f"{short(self.fn)} must return a dict with a list for each column, an entry an image.")
             made = {name: column for name, column in result.items() if column is not before.get(name)}
             leaves = [leaf for leaf in tree_flatten(made)[0] if leaf is not given]
             if not self.full:
-                sample.check_one_crop(self.fn, _WAYS_OUT)
-                grid = self.pooling.output_size != (1, 1)  # of labels, which is flipped as the image is
-                (sample.check_unmoved if grid else sample.check_size)(leaves, "The end of the function")
-            canvas_size, view_box = size_of(leaves) or (1, 1), ViewBox() if self.full else sample.view.box
-        columns = tree_map(lambda leaf: stored if leaf is given else _untracked(leaf), dict(result))
+                for leaf in images_in(leaves):
+                    if not isinstance(leaf, TrackedImage):
+                        trace.accept(leaf, self.fn)
+                trace.finish(leaves, self.fn, _WAYS_OUT)
+            canvas_size, view = size_of(leaves) or (1, 1), ViewBox() if self.full else trace.view
+        columns = tree_map(lambda leaf: stored if leaf is given else plain_of(leaf), dict(result))
         if record is None:
             index = torch.tensor(int(example[self.label_column]))
             return columns, nn_functional.one_hot(index, self.store.header.num_classes).float()
-        return columns, label_map_of(record, self.store.header, canvas_size, view_box)
+        return columns, label_map_of(record, self.store.header, canvas_size, view)
 
     def _record(self, example: dict[str, Any], path: str) -> Any:
         """The record of an example, None where a missing one is allowed."""
@@ -316,10 +323,6 @@ def _opened(stored: Mapping[str, Any]) -> tuple[PIL.Image.Image, str]:
     image = PIL.Image.open(stored["path"] if stored["bytes"] is None else BytesIO(stored["bytes"]))
     image.load()
     return image, stored["path"] or ""
-
-
-def _untracked(leaf: Any) -> Any:
-    return leaf.plain() if isinstance(leaf, TrackedImage) else leaf
 
 
 def _joined(columns: list[Any]) -> Any:

@@ -1,4 +1,4 @@
-"""RandomResizedCropWithLabelMap: torchvision's random crop, which does not let the label map out of its sight."""
+"""RandomResizedCropWithLabelMap: torchvision's random crop, which crops the label map, too, or says that it cannot."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any
 from torch.utils._pytree import tree_flatten
 from torchvision.transforms import v2
 
+from torchrelabel.following.functionals import adopt, plain_of, probe_of
+from torchrelabel.following.sizes import images_in
+from torchrelabel.following.trace import current_trace
 from torchrelabel.label_map import LabelMap, LabelMapBatch
-from torchrelabel.transforms._loading import loading_sample
 
 __all__ = ["RandomResizedCropWithLabelMap"]
 
@@ -37,7 +39,7 @@ class RandomResizedCropWithLabelMap(v2.RandomResizedCrop):
 
     def forward(self, *inputs: Any) -> Any:
         """Crop what v2 crops; see the class for what is asked of the inputs."""
-        flat, _ = tree_flatten(inputs)
+        flat, _ = tree_flatten(inputs, is_leaf=lambda part: isinstance(part, LabelMapBatch))
         if any(isinstance(leaf, LabelMapBatch) for leaf in flat):
             raise TypeError(
                 "RandomResizedCropWithLabelMap cannot crop a LabelMapBatch: crop each image with its own map before "
@@ -45,12 +47,16 @@ class RandomResizedCropWithLabelMap(v2.RandomResizedCrop):
             )
         if any(isinstance(leaf, LabelMap) for leaf in flat):
             return super().forward(*inputs)
-        sample = loading_sample()
-        if sample is None:
+        trace = current_trace()
+        kinds = ", ".join(type(leaf).__name__ for leaf in flat) or "nothing"
+        if trace is None:
             raise TypeError(
-                f"RandomResizedCropWithLabelMap got {', '.join(type(leaf).__name__ for leaf in flat) or 'nothing'} "
-                f"without a LabelMap, outside a LabelMapDataset: the label of this crop would be lost. Call it on "
-                f"(image, label_map), wrap the dataset in LabelMapDataset, or use v2.RandomResizedCrop for images "
-                f"without label maps."
+                f"RandomResizedCropWithLabelMap got {kinds} without a LabelMap, outside a LabelMapDataset: the label "
+                f"of this crop would be lost. Call it on (image, label_map), wrap the dataset in LabelMapDataset, or "
+                f"use v2.RandomResizedCrop for images without label maps."
             )
-        return sample.crop_untold(super().forward, inputs)
+        if len(inputs) != 1 or len(flat) != 1 or not images_in(flat):
+            raise TypeError(f"RandomResizedCropWithLabelMap takes one image here, got {kinds}.")
+        (image,) = inputs
+        cropped, probe = super().forward(plain_of(image), probe_of(image, trace, self))
+        return adopt(cropped, image, probe, trace)

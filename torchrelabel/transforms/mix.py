@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torchvision.transforms import v2
 
 from torchrelabel.label_map import LabelMapBatch
 from torchrelabel.pooling import LabelPooling
-from torchrelabel.transforms._visible import cells_in_box
+from torchrelabel.visible_cells import cells_in_box
 
 __all__ = ["CutMixWithLabelMap", "MixUpWithLabelMap"]
 
@@ -29,8 +30,6 @@ class _Mix(nn.Module):
         super().__init__()
         if not 0 <= prob <= 1:
             raise ValueError(f"prob is between 0 and 1, got {prob!r}.")
-        if pooling.output_size != (1, 1):
-            raise ValueError(f"A mixed image has one label: use a pooling of output_size 1, got {pooling.output_size}.")
         self.num_classes = num_classes
         self.prob = prob
         self.pooling = pooling
@@ -55,7 +54,9 @@ class _Mix(nn.Module):
         Returns:
             The same structure, with mixed images and soft labels ``[B, C]``.
         """
-        leaves, spec = tree_flatten_with_path(inputs if len(inputs) > 1 else inputs[0])
+        leaves, spec = tree_flatten_with_path(
+            inputs if len(inputs) > 1 else inputs[0], is_leaf=lambda part: isinstance(part, LabelMapBatch)
+        )
         flat = [leaf for _, leaf in leaves]
         image_at, label_at = _find(type(self).__name__, flat, [keystr(path).lower() for path, _ in leaves])
         images, labels = flat[image_at], flat[label_at]
@@ -75,12 +76,15 @@ class _Mix(nn.Module):
             if self.num_classes not in (None, labels.num_classes):
                 raise ValueError(f"num_classes={self.num_classes}, and the label maps have {labels.num_classes}.")
             return self.pooling(labels)
-        if labels.ndim == 2:
+        if labels.ndim in (2, 4):
             if self.num_classes not in (None, labels.shape[1]):
                 raise ValueError(f"num_classes={self.num_classes}, and the soft labels have {labels.shape[1]}.")
             return labels.float() if not labels.is_floating_point() else labels
         if labels.is_floating_point():
-            raise TypeError(f"Soft labels are [B, C] and class indices are integers, got {list(labels.shape)} floats.")
+            raise TypeError(
+                f"Soft labels are [B, C] or [B, C, gh, gw], and class indices are integers, got {list(labels.shape)} "
+                f"floats."
+            )
         if self.num_classes is None:
             raise ValueError(f"Labels that are class indices need {type(self).__name__}(num_classes=...).")
         return one_hot(labels, self.num_classes).float()
@@ -104,13 +108,14 @@ class CutMixWithLabelMap(_Mix):
         prob: How often a batch is mixed at all.
         per_sample: Draw a rectangle for each image instead of one for the whole batch. v2.CutMix has no such mode, and
             the draws are then our own.
-        pooling: How label maps become soft labels.
+        pooling: How label maps become soft labels; with a grid of tokens, ``LabelPooling((14, 14))``, each token of
+            the label is pasted by the share of it that lies in the rectangle, whatever ``labels`` says.
 
     Shape:
         - Images: ``[B, 3, H, W]``.
-        - Labels: a :class:`LabelMapBatch` of ``B`` maps, soft labels ``[B, C]``, or class indices ``[B]`` (the CutMix
-          of 2019).
-        - Output: images of the same shape, soft labels ``[B, C]``.
+        - Labels: a :class:`LabelMapBatch` of ``B`` maps, soft labels ``[B, C]`` or ``[B, C, gh, gw]``, or class
+          indices ``[B]`` (the CutMix of 2019).
+        - Output: images of the same shape, soft labels ``[B, C]`` or ``[B, C, gh, gw]``.
 
     ``mix.enabled = False`` stops the mixing and keeps the soft labels: the published recipe does so for the last five
     of 300 epochs.
@@ -163,8 +168,10 @@ class CutMixWithLabelMap(_Mix):
             [boxes[:, 0] / width, boxes[:, 1] / height, boxes[:, 2] / width, boxes[:, 3] / height], 1
         )
         pasted = ((boxes_in_canvas[:, 2:] - boxes_in_canvas[:, :2]).prod(1))[:, None]  # [B or 1, 1], share of the area
-        if self.labels == "mixed":
+        if self.labels == "mixed" or self.pooling.output_size != (1, 1):
             soft = self._soft(labels)
+            if soft.ndim == 4:  # of tokens, each of which lies in the patch by its own share
+                pasted = _share_of_tokens(boxes_in_canvas.to(soft.device), soft.shape[2:])
             return soft.roll(1, 0) * pasted + soft * (1 - pasted)
         if not isinstance(labels, LabelMapBatch):
             raise ValueError(
@@ -174,18 +181,17 @@ class CutMixWithLabelMap(_Mix):
         boxes_in_canvas = boxes_in_canvas.to(labels.device)
         canvas = torch.cat([torch.zeros_like(boxes_in_canvas[:1, :2]), torch.ones_like(boxes_in_canvas[:1, 2:])], 1)
         partners = labels.roll(1)
-        whole = cells_in_box(labels.view_boxes, canvas, labels.grid)
-        covered = cells_in_box(labels.view_boxes, boxes_in_canvas, labels.grid)
+        whole = cells_in_box(labels.views, canvas, labels.grid)
+        covered = cells_in_box(labels.views, boxes_in_canvas, labels.grid)
         own = self._label_of(labels, (whole - covered).clamp(min=0))
-        theirs = self._label_of(partners, cells_in_box(partners.view_boxes, boxes_in_canvas, labels.grid))
+        theirs = self._label_of(partners, cells_in_box(partners.views, boxes_in_canvas, labels.grid))
         return theirs * pasted + own * (1 - pasted)
 
     def _label_of(self, label_maps: LabelMapBatch, cells: Tensor) -> Tensor:
         """The soft label of a region, given how much of the canvas shows each cell. An empty one favours no class."""
         of_canvas = cells.sum((1, 2), keepdim=True)
         weights = torch.where(of_canvas > _NO_AREA, cells / of_canvas.clamp(min=_NO_AREA), 0)
-        x1, y1, x2, y2 = label_maps.view_boxes.float().T
-        of_image = of_canvas[:, 0, 0] * ((x2 - x1) * (y2 - y1)).abs()
+        of_image = of_canvas[:, 0, 0] * label_maps.views.areas
         return self.pooling.activate(self.pooling.pool_cells(label_maps, weights, of_image), label_maps.score_kind)
 
     def extra_repr(self) -> str:
@@ -247,6 +253,20 @@ class MixUpWithLabelMap(_Mix):
         return f"alpha={self.alpha}, {super().extra_repr()}"
 
 
+def _share_of_tokens(boxes_in_canvas: Tensor, grid: Sequence[int]) -> Tensor:
+    """How much of each token of a grid lies in a box, ``[B or 1, 1, gh, gw]``."""
+
+    def along(first: Tensor, last: Tensor, tokens: int) -> Tensor:
+        start = torch.arange(tokens, device=first.device) / tokens
+        end = start + 1 / tokens
+        shared = torch.minimum(last[:, None], end) - torch.maximum(first[:, None], start)
+        return shared.clamp(min=0) * tokens
+
+    x1, y1, x2, y2 = boxes_in_canvas.T
+    rows, columns = along(y1, y2, grid[0]), along(x1, x2, grid[1])
+    return (rows[:, :, None] * columns[:, None, :])[:, None]
+
+
 def _find(name: str, flat: list[Any], places: list[str]) -> tuple[int, int]:
     """Where the images and the labels are among the leaves of a batch, each with its place, such as ``['label']``."""
     shapes = ", ".join(str(tuple(leaf.shape)) if isinstance(leaf, Tensor) else type(leaf).__name__ for leaf in flat)
@@ -255,7 +275,9 @@ def _find(name: str, flat: list[Any], places: list[str]) -> tuple[int, int]:
         raise TypeError(f"{name} mixes a batch of images [B, 3, H, W], got {shapes or 'nothing'}.")
     size = len(flat[image_at])
     maps = [i for i, leaf in enumerate(flat) if isinstance(leaf, LabelMapBatch)]
-    tensors = [i for i, leaf in enumerate(flat) if isinstance(leaf, Tensor) and leaf.ndim in (1, 2) and i != image_at]
+    tensors = [
+        i for i, leaf in enumerate(flat) if isinstance(leaf, Tensor) and leaf.ndim in (1, 2, 4) and i != image_at
+    ]
     named = [i for i in tensors if "label" in places[i] or "target" in places[i]]
     found = maps or named or tensors
     if not found:

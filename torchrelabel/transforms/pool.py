@@ -33,7 +33,9 @@ class PoolLabelMap(nn.Module):
 
     def forward(self, *inputs: Any) -> Any:
         """Take any structure of inputs, as v2 transforms do, and give back the same with labels for maps."""
-        flat, spec = tree_flatten(inputs[0] if len(inputs) == 1 else inputs)
+        flat, spec = tree_flatten(
+            inputs[0] if len(inputs) == 1 else inputs, is_leaf=lambda part: isinstance(part, LabelMapBatch)
+        )
         if not any(isinstance(leaf, (LabelMap, LabelMapBatch)) for leaf in flat):
             kinds = ", ".join(type(leaf).__name__ for leaf in flat) or "nothing"
             raise TypeError(

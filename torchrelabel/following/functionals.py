@@ -1,0 +1,180 @@
+"""torchvision's functionals, telling the trace of the sample being loaded what they do to its image.
+
+The steps of torchvision.transforms (v1) and timm draw their random numbers and then call functionals of
+``torchvision.transforms.functional``, a module that their own modules call ``F``. Their code is run here with these
+functionals in place of ``F``: the same code, the same draws, the same pixels, and nothing of either library is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache, partial, wraps
+from types import FunctionType, ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+from torchvision.transforms import functional as v1
+
+from torchrelabel.errors import CropNotSeen
+from torchrelabel.following.sizes import sizes_of
+from torchrelabel.following.trace import WAYS_OUT, CropTrace, current_trace
+from torchrelabel.following.tracked_image import TrackedImage
+from torchrelabel.label_map import LabelMap
+from torchrelabel.label_map.kernels import KERNELS
+from torchrelabel.label_map.refusals import REFUSED, refuse
+from torchrelabel.view import View
+
+__all__ = ["adopt", "call_followed", "canvas_of", "followed_functional", "is_functional", "plain_of", "probe_of"]
+
+# Those that move pixels, by their names in v1 and v2, and what they do to a label map.
+_MOVING: dict[str, Callable[..., Any]] = {
+    **KERNELS,
+    **{name: partial(refuse, name) for name in REFUSED},
+    "hflip": KERNELS["horizontal_flip"],
+    "vflip": KERNELS["vertical_flip"],
+    "elastic_transform": partial(refuse, "elastic"),
+}
+_SEVERAL = ("five_crop", "ten_crop")
+
+
+def call_followed(step: Any, image: Any) -> Any:
+    """Call a step of torchvision's (v1) or timm's on an image, and let the trace know what it does to the image."""
+    method = type(step).forward if isinstance(step, torch.nn.Module) else type(step).__call__
+    return _with_our_functionals(method)(step, image)
+
+
+@lru_cache(None)
+def _with_our_functionals(method: FunctionType) -> FunctionType:
+    """A function of another library as it is, but for what it calls F."""
+    return _rebound(method, _namespace_of(method))
+
+
+@lru_cache(None)
+def _namespace_of(method: FunctionType) -> dict[str, Any]:
+    """The globals of a function, in which F is ours, also for the functions next to it."""
+    theirs = method.__globals__
+    ours = {**theirs, "F": _Functionals(v1)}
+    for name, value in theirs.items():
+        if isinstance(value, FunctionType) and value.__globals__ is theirs:
+            ours[name] = _rebound(value, ours)
+    return ours
+
+
+def _rebound(function: FunctionType, namespace: dict[str, Any]) -> FunctionType:
+    rebound = FunctionType(function.__code__, namespace, function.__name__, function.__defaults__, function.__closure__)
+    rebound.__kwdefaults__ = function.__kwdefaults__
+    return rebound
+
+
+class _Functionals:
+    """The module of functionals, each of which is followed."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        theirs = getattr(self._module, name)
+        ours = _followed(name, theirs) if isinstance(theirs, FunctionType) and name[0] != "_" else theirs
+        setattr(self, name, ours)
+        return ours
+
+
+def _followed(name: str, functional: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(functional)
+    def call(image: Any, *args: Any, **kwargs: Any) -> Any:
+        trace = current_trace()
+        if trace is None or not isinstance(image, _IMAGES):
+            return functional(image, *args, **kwargs)
+        if name in _SEVERAL:
+            raise CropNotSeen(
+                f"{name} makes several images of one, so it is unknown which of them the label should be for. "
+                f"{WAYS_OUT}"
+            )
+        kernel = _MOVING.get(name)
+        canvas = None if kernel is None else canvas_of(image, trace, functional)
+        result = functional(plain_of(image), *args, **kwargs)
+        if not isinstance(result, _IMAGES):
+            return result
+        return adopt(result, image, kernel and kernel(canvas, *args, **kwargs), trace)
+
+    return call
+
+
+def is_functional(step: Any) -> bool:
+    """Whether a step is one of torchvision's functionals, with its other arguments fixed by name."""
+    function = step.func if isinstance(step, partial) else step
+    return isinstance(function, FunctionType) and function.__module__.startswith(
+        ("torchvision.transforms.functional", "torchvision.transforms.v2.functional")
+    )
+
+
+def followed_functional(step: Any) -> Callable[..., Any]:
+    """The same step, followed."""
+    if isinstance(step, partial):
+        return partial(followed_functional(step.func), *step.args, **step.keywords)
+    return _followed(step.__name__, step)
+
+
+def plain_of(image: Any) -> Any:
+    """An image that tells nothing."""
+    return image.plain() if isinstance(image, TrackedImage) else image
+
+
+class Canvas(NamedTuple):
+    """What kernels of functionals ask a label map for: its view, and the size (H, W) of its image."""
+
+    view_box: View
+    canvas_size: tuple[int, int]
+
+    def with_view(self, view: View, canvas_size: tuple[int, int] | None = None) -> Canvas:
+        """As :meth:`LabelMap.with_view <torchrelabel.LabelMap.with_view>`."""
+        return Canvas(view, canvas_size or self.canvas_size)
+
+
+def canvas_of(image: Any, trace: CropTrace, by: Any) -> Canvas:
+    """What an image shows.
+
+    Raises:
+        CropNotSeen: If the image says nothing of its view, and has another size than the one last seen.
+    """
+    if _knows_its_view(image, trace):
+        return Canvas(image.view, (image.height, image.width))
+    trace.accept(image, by)
+    height, width = sizes_of(image)[0]
+    return Canvas(trace.view, (height, width))
+
+
+def probe_of(image: Any, trace: CropTrace, by: Any) -> LabelMap:
+    """The same as a label map of one cell, for transforms of v2 to move with the image."""
+    canvas = canvas_of(image, trace, by)
+    return _PROBE.with_view(canvas.view_box, canvas.canvas_size)
+
+
+def adopt(result: Any, image: Any, canvas: Canvas | LabelMap | None, trace: CropTrace) -> Any:
+    """Take a result for what a step has made of an image, and shows what a canvas does by now.
+
+    Args:
+        result: A PIL image, which is tracked from here on, or a tensor or an array.
+        image: What the step got.
+        canvas: Its :func:`canvas_of` or :func:`probe_of` after the step; None where the step moves nothing.
+        trace: Of the sample.
+    """
+    view, number = (image.view, image.number) if _knows_its_view(image, trace) else (trace.view, trace.number_of(image))
+    if canvas is not None and (canvas.view_box is not view or canvas.canvas_size != trace.size):
+        flips = (view, view.flip_x(), view.flip_y(), view.flip_x().flip_y())
+        view = canvas.view_box
+        number = trace.see(view, canvas.canvas_size, number, crop=view not in flips)
+    if not isinstance(result, PIL.Image.Image):
+        return trace.note(result, number)
+    return TrackedImage.made(result, view, trace, number)
+
+
+def _knows_its_view(image: Any, trace: CropTrace) -> bool:
+    return isinstance(image, TrackedImage) and image.trace is trace and image.knows_its_view
+
+
+_IMAGES = (PIL.Image.Image, Tensor, np.ndarray)
+_PROBE = LabelMap(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1, dtype=torch.long), num_classes=1, canvas_size=(1, 1))

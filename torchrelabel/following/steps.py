@@ -1,0 +1,328 @@
+"""How each kind of step of a pipeline is run so that its image is followed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import lru_cache, partial
+from types import CellType, FunctionType
+from typing import Any
+
+import PIL.Image
+from torch import nn
+from torchvision import transforms as v1
+from torchvision.transforms import v2
+
+from torchrelabel.errors import CropNotSeen, UntrackedTransformError
+from torchrelabel.following.declare import rule_of
+from torchrelabel.following.functionals import (
+    adopt,
+    call_followed,
+    canvas_of,
+    followed_functional,
+    is_functional,
+    plain_of,
+    probe_of,
+)
+from torchrelabel.following.sizes import images_in, size_of
+from torchrelabel.following.trace import WAYS_OUT, CropTrace, current_trace, short
+from torchrelabel.following.tracked_image import TrackedImage
+from torchrelabel.view import View
+
+__all__ = ["MOVING_OPERATIONS", "augments", "run", "run_own", "with_steps_followed"]
+
+_IN_ORDER = (v1.Compose, v2.Compose, nn.Sequential)
+_CHOICES = (v1.RandomApply, v1.RandomChoice, v1.RandomOrder, v2.RandomApply, v2.RandomChoice, v2.RandomOrder)
+# They blend copies of an image that have moved differently with the image itself, which keeps the largest share on
+# average; the label stays that of the image.
+_BLENDS = ("torchvision.transforms.autoaugment.AugMix", "torchvision.transforms.v2._auto_augment.AugMix",
+           "timm.data.auto_augment.AugMixAugment")  # fmt: skip
+_V2, _V1, _TIMM = "torchvision.transforms.v2.", "torchvision.transforms.", "timm.data."
+_OPS = "timm.data.auto_augment."
+# Transforms of v2 that move a PIL image by its own methods; others pad, which no method does, or tilt.
+_BY_METHODS = (
+    *(v2.RandomResizedCrop, v2.Resize, v2.RandomResize, v2.RandomShortestSize, v2.ScaleJitter),
+    *(v2.RandomHorizontalFlip, v2.RandomVerticalFlip, v2.RandomRotation, v2.RandomAffine),
+)
+# And those that move no pixels: these, and a few others that are left to find out for themselves.
+_COLOURS = tuple(
+    getattr(v2, name)
+    for name in (
+        *("ColorJitter", "Grayscale", "RandomGrayscale", "RGB", "RandomPhotometricDistort", "RandomChannelPermutation"),
+        *("RandomAdjustSharpness", "RandomAutocontrast", "RandomEqualize", "RandomInvert", "RandomPosterize"),
+        *("RandomSolarize", "GaussianBlur", "GaussianNoise", "JPEG", "RandomErasing", "Normalize", "Identity"),
+        *("ToImage", "ToDtype", "ConvertImageDtype", "ToTensor", "PILToTensor", "ToPILImage", "ToPureTensor"),
+    )
+    if hasattr(v2, name)  # of a newer torchvision
+)
+# What an augmentation of v2 calls the operations that move pixels.
+MOVING_OPERATIONS = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
+
+
+def run(step: Any, image: Any, trace: CropTrace) -> Any:
+    """Run a pipeline, or a step of one, on an image, while the trace learns what it shows.
+
+    Args:
+        step: Anything that is called with an image.
+        image: A :class:`TrackedImage`, or a tensor or an array that shows the latest view of the trace.
+        trace: Of the sample being loaded.
+
+    Returns:
+        What the step makes of the image: the same pixels as without a trace.
+
+    Raises:
+        CropNotSeen: If it cannot be known what the result shows.
+    """
+    declared = rule_of(step)
+    if declared is not None:
+        return _run_declared(step, declared, image, trace)
+    if type(step) in _IN_ORDER and not _is_network(step):
+        for inner in getattr(step, "transforms", step):
+            image = run(inner, image, trace)
+        return image
+    if type(step) in _CHOICES:
+        return _with(step, {"transforms": [_StandIn(inner, trace) for inner in step.transforms]})(image)
+    try:
+        result = _way_of(step)(step, image, trace)
+    except UntrackedTransformError as error:
+        raise CropNotSeen(
+            f"{short(step)} tilts or bends the image, which a label map cannot follow. Leave it out. {WAYS_OUT}"
+        ) from error
+    return _followed_on(step, result, trace)
+
+
+def _is_network(step: Any) -> bool:
+    """Whether a sequence of modules holds no step of a pipeline: its layers pad and stride as they like."""
+    return type(step) is nn.Sequential and not any(_stand_in(inner, None) for inner in step)
+
+
+def _way_of(step: Any) -> Callable[[Any, Any, CropTrace], Any]:
+    """How a step of a library, or of the user's own, is run."""
+    if hasattr(step, "lambd"):
+        return _run_lambda
+    return _run_functional if is_functional(step) else _way_of_kind(type(step))
+
+
+@lru_cache(None)
+def _way_of_kind(kind: type) -> Callable[[Any, Any, CropTrace], Any]:
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if name in _BLENDS or kind in _COLOURS:
+        return _run_colours
+    if name.startswith(_V2):
+        if hasattr(kind, "_apply_image_or_video_transform"):
+            return _run_augmentation
+        return _run_by_methods_or_jointly if kind in _BY_METHODS else _run_jointly
+    if name.startswith(_OPS):
+        return _run_operations
+    if name.startswith((_V1, _TIMM)):
+        return _run_by_functionals
+    return _run_by_methods_or_jointly if issubclass(kind, v2.Transform) else run_own
+
+
+def augments(step: Any) -> bool:
+    """Whether a step is RandAugment of v2, or its kind, of which each operation that it draws can be followed."""
+    kind = type(step)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    return name.startswith(_V2) and name not in _BLENDS and hasattr(step, "_apply_image_or_video_transform")
+
+
+def _followed_on(step: Any, result: Any, trace: CropTrace) -> Any:
+    """Go on from the result of a step."""
+    if isinstance(result, TrackedImage) and result.trace is trace and result.knows_its_view:
+        trace.return_to(result.view, (result.height, result.width), result.number)
+        return result
+    if trace.knows_latest(result):
+        return result
+    if trace.ambiguous:
+        raise CropNotSeen(
+            f"{short(step)} took several crops of one image, so it is unknown which of them the label should be for. "
+            f"{WAYS_OUT}"
+        )
+    images = images_in(result)
+    if len(images) > 1:
+        raise CropNotSeen(
+            f"{short(step)} makes {len(images)} images of one, so it is unknown which of them the label should be for. "
+            f"{WAYS_OUT}"
+        )
+    if not images:
+        return result
+    trace.accept(images[0], step)
+    if result is images[0] and isinstance(result, PIL.Image.Image):
+        return TrackedImage.of(result, trace)
+    return result
+
+
+def _run_declared(step: Any, rule: Callable[[Any, Any], Any], image: Any, trace: CropTrace) -> Any:
+    canvas = canvas_of(image, trace, step)
+    result, view = rule(step, plain_of(image))
+    size = size_of(result)
+    if size is None or not isinstance(view, View):
+        raise TypeError(
+            f"The rule declared for {short(step)} returns an image and the ViewBox that it shows of the image given, "
+            f"got {type(result).__name__} and {type(view).__name__}."
+        )
+    return adopt(result, image, canvas.with_view(canvas.view_box.compose(view), size), trace)
+
+
+def _run_lambda(step: Any, image: Any, trace: CropTrace) -> Any:
+    return run(step.lambd, image, trace)
+
+
+def _run_by_functionals(step: Any, image: Any, trace: CropTrace) -> Any:
+    return call_followed(step, image)
+
+
+def _run_functional(step: Any, image: Any, trace: CropTrace) -> Any:
+    return followed_functional(step)(image)
+
+
+def _run_colours(step: Any, image: Any, trace: CropTrace) -> Any:
+    return adopt(step(plain_of(image)), image, None, trace)
+
+
+def _run_jointly(step: Any, image: Any, trace: CropTrace) -> Any:
+    """A transform of v2 moves a label map with the image."""
+    probe = probe_of(image, trace, step)
+    result, moved = step(plain_of(image), probe)
+    if isinstance(moved, (tuple, list)):
+        return result  # FiveCrop and TenCrop
+    return adopt(result, image, moved if isinstance(moved, type(probe)) else None, trace)
+
+
+def _run_by_methods_or_jointly(step: Any, image: Any, trace: CropTrace) -> Any:
+    """A transform of v2 that works through the methods of a PIL image, as one of the user's own may, or by kernels."""
+    if not isinstance(image, TrackedImage):
+        return _run_jointly(step, image, trace)
+    return step(image) if type(step) in _BY_METHODS else run_own(step, image, trace)
+
+
+def _run_augmentation(step: Any, image: Any, trace: CropTrace) -> Any:
+    """RandAugment and its kind, of v2: each operation that it draws is one of these."""
+    theirs = step._apply_image_or_video_transform
+
+    def ours(image: Any, operation: str, *args: Any, **how: Any) -> Any:
+        if operation not in MOVING_OPERATIONS:
+            return adopt(theirs(plain_of(image), operation, *args, **how), image, None, trace)
+        moved = theirs(probe_of(image, trace, step), operation, *args, **how)
+        return adopt(theirs(plain_of(image), operation, *args, **how), image, moved, trace)
+
+    return _with(step, {"_apply_image_or_video_transform": ours})(image)
+
+
+def _run_operations(step: Any, image: Any, trace: CropTrace) -> Any:
+    """RandAugment and its kind, of timm: the operations that move pixels are methods of a PIL image."""
+    if hasattr(step, "aug_fn"):
+        result = step(image)
+        moved = isinstance(result, TrackedImage)
+        return result if moved else adopt(result, image, None, trace)
+    return _with(step, _stand_ins(vars(step), trace))(image)
+
+
+def run_own(step: Any, image: Any, trace: CropTrace) -> Any:
+    """Call a function or an object of the user's own, and follow the steps of torchvision's and timm's that it holds.
+
+    These are the steps in a function's closure and under the global names that it uses, and among an object's
+    attributes.
+
+    Args:
+        step: Of the user's own.
+        image: What it is called with.
+        trace: Of the sample being loaded.
+    """
+    if isinstance(step, FunctionType):
+        return _with_steps(step, trace)(image)
+    if isinstance(step, partial) and isinstance(step.func, FunctionType):
+        return _with_steps(step.func, trace)(*step.args, image, **step.keywords)
+    held = _stand_ins(getattr(step, "__dict__", {}), trace)
+    if not held:
+        return step(image)
+    copied = _with(step, held)
+    try:
+        return copied(image)
+    finally:
+        # What the step keeps count of, it keeps count of.
+        for name, value in vars(copied).items():
+            if name not in held and vars(step).get(name) is not value:
+                vars(step)[name] = value
+
+
+def with_steps_followed(owner: Any) -> Any:
+    """A shallow copy of an object whose steps of torchvision's and timm's tell the sample being loaded what they do."""
+    held = _stand_ins(getattr(owner, "__dict__", {}), None)
+    return _with(owner, held) if held else owner
+
+
+def _with_steps(function: FunctionType, trace: CropTrace) -> Callable[..., Any]:
+    """A function that finds followed steps where its closure, or a global name that it uses, holds steps."""
+    cells = function.__closure__ or ()
+    held = [_stand_in(_content(cell), trace) for cell in cells]
+    names = function.__code__.co_names
+    found = {name: _stand_in(function.__globals__.get(name), trace) for name in names}
+    found = {name: stand_in for name, stand_in in found.items() if stand_in is not None}
+    if not found and all(stand_in is None for stand_in in held):
+        return function
+    closure = tuple(cell if new is None else CellType(new) for cell, new in zip(cells, held, strict=True))
+    namespace = {**function.__globals__, **found} if found else function.__globals__
+    followed = FunctionType(function.__code__, namespace, function.__name__, function.__defaults__, closure)
+    followed.__kwdefaults__ = function.__kwdefaults__
+    return followed
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not bound yet
+        return None
+
+
+def _stand_ins(held: dict[str, Any], trace: CropTrace | None) -> dict[str, Any]:
+    """Followed steps for those among the attributes of an object; modules within a module are found, too."""
+    everything = {**held.get("_modules", {}), **held}
+    found = {name: _stand_in(value, trace) for name, value in everything.items()}
+    return {name: stand_in for name, stand_in in found.items() if stand_in is not None}
+
+
+def _stand_in(value: Any, trace: CropTrace | None) -> Any:
+    """A followed step for a step, or for a list of steps (or of such lists); None for anything else."""
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        inner = [_stand_in(one, trace) for one in value]
+        if not inner or None in inner:
+            return None
+        return type(value)(inner)
+    kind = type(value)
+    library = f"{kind.__module__}.".startswith((_V1, _TIMM)) or rule_of(value) is not None
+    library = library or (kind is nn.Sequential and not _is_network(value))
+    if not library or not callable(value) or isinstance(value, type):
+        return None
+    return _StandIn(value, trace)
+
+
+def _with(step: Any, changes: dict[str, Any]) -> Any:
+    """A shallow copy of a step with other attributes, also where these are modules of a module."""
+    copied = copy.copy(step)
+    copied.__dict__ = {**step.__dict__, **changes}
+    return copied
+
+
+class _StandIn:
+    """Called in place of a step.
+
+    Args:
+        step: Of torchvision's or timm's, or declared.
+        trace: Of the sample being loaded; None for the one that is loaded when the step is called.
+    """
+
+    def __init__(self, step: Any, trace: CropTrace | None) -> None:
+        self._step = step
+        self._trace = trace
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        trace = self._trace or current_trace()
+        if trace is None or len(args) != 1 or kwargs or not images_in(args[0]):
+            return self._step(*args, **kwargs)
+        return run(self._step, args[0], trace)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._step, name)
