@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from torchrelabel import LabelMap, LabelPooling, ViewBox
-from torchrelabel.viz import cell_probabilities, draw_label_map
+from torchrelabel.viz import Picture, cell_probabilities, draw_gallery, draw_label_map
 
 
 @pytest.fixture
@@ -51,13 +51,98 @@ def test_bars_of_names_that_are_cut_to_the_same_letters_stay_apart(label_map):
     figure = draw_label_map(PIL.Image.new("RGB", (60, 40)), label_map, bars=2, class_names=names)
     bars = next(axis for axis in figure.axes if axis.get_title().startswith("soft label"))
     assert [text.get_text()[:8] for text in bars.get_yticklabels()] == ["3 a name", "7 a name"]
-    assert figure.axes[1].get_title().startswith("3 a name")
+    assert figure.axes[2].get_title().startswith("3 a name")
 
 
 def test_a_heat_map_is_the_probability_in_each_cell(label_map):
     figure = draw_label_map(PIL.Image.new("RGB", (60, 40)), label_map, maps=1)
-    heat = figure.axes[1].images[0]
+    heat = figure.axes[2].images[0]
     assert_close(torch.from_numpy(heat.get_array().data.copy()), cell_probabilities(label_map)[3])
+
+
+def colours_of_cells(axis):
+    """The colours, without how full they are, and the extent of the picture of top classes in a panel."""
+    return axis.images[1].get_array().data[..., :3], axis.images[1].get_extent()
+
+
+def legend_of(figure):
+    axis = next(axis for axis in figure.axes if axis.get_legend() is not None)
+    handles = axis.get_legend().get_patches()
+    return {
+        text.get_text(): handle.get_facecolor()[:3]
+        for text, handle in zip(axis.get_legend().get_texts(), handles, strict=True)
+    }
+
+
+def test_each_cell_has_the_colour_that_its_top_class_has_in_the_legend(label_map):
+    figure = draw_label_map(PIL.Image.new("RGB", (60, 40)), label_map)
+    colours, extent = colours_of_cells(figure.axes[1])
+    legend = legend_of(figure)
+    assert list(legend) == ["3 67%", "7 33%"]
+    for row in range(2):
+        assert [tuple(colour) for colour in colours[row]] == [legend["3 67%"], legend["3 67%"], legend["7 33%"]]
+    assert extent == [0, 60, 40, 0]
+
+
+def test_a_cell_is_the_fuller_the_more_certain_it_is(label_map):
+    label_map.scores[0, 0, 0] = 5.5
+    figure = draw_label_map(PIL.Image.new("RGB", (60, 40)), label_map)
+    fullness = figure.axes[1].images[1].get_array().data[..., 3]
+    assert fullness[0, 0] < fullness[0, 1] == fullness[1, 1]
+
+
+def test_a_map_of_a_part_of_the_image_is_drawn_on_this_part(label_map):
+    """It used to be stretched over the whole image, and the crop with it."""
+    figure = draw_label_map(PIL.Image.new("RGB", (60, 40)), label_map, coverage=(0.25, 0, 0.75, 1))
+    assert colours_of_cells(figure.axes[1])[1] == [15, 45, 40, 0]
+    assert list(figure.axes[2].images[0].get_extent()) == [15, 45, 40, 0]
+    (box,) = figure.axes[0].patches
+    assert (box.get_x(), box.get_y(), box.get_width(), box.get_height()) == pytest.approx((15, 0, 10, 40))
+
+
+def test_classes_that_the_crop_does_not_show_get_no_heat_map(label_map):
+    """There used to be three, some of them in the crop with .00."""
+    titles = [axis.get_title() for axis in draw_label_map(PIL.Image.new("RGB", (60, 40)), label_map).axes]
+    assert [title for title in titles if "in the crop" in title] == ["3\nin the crop: 1.00"]
+
+
+def test_more_classes_than_there_are_colours_are_summed_up():
+    classes = torch.arange(30).reshape(1, 5, 6)
+    label_map = LabelMap(torch.full((1, 5, 6), 9.0), classes, num_classes=30, canvas_size=(5, 6))
+    legend = legend_of(draw_label_map(PIL.Image.new("RGB", (60, 40)), label_map))
+    assert list(legend)[-1] == "20 others 67%"
+    assert len(legend) == 11
+
+
+@pytest.mark.parametrize("size", [(2000, 250), (600, 400), (200, 900)])
+def test_panels_are_readable_whatever_the_shape_of_the_image(label_map, size):
+    """Of a panorama they used to be strips of a few millimetres."""
+    figure = draw_label_map(PIL.Image.new("RGB", size), label_map)
+    figure.draw_without_rendering()
+    for axis in figure.axes[:3]:
+        box = axis.get_window_extent()
+        assert min(box.width, box.height) / figure.dpi > 0.8
+        assert box.width / box.height == pytest.approx(size[0] / size[1], rel=0.01)
+
+
+def test_a_gallery_has_each_image_beside_its_cells(label_map):
+    images = [PIL.Image.new("RGB", size) for size in ((60, 40), (400, 40), (30, 90), (60, 40))]
+    pictures = [Picture(image, label_map, f"{number}.png") for number, image in enumerate(images)]
+    figure = draw_gallery(pictures, class_names=[f"c{i}" for i in range(10)])
+    frames = figure.subfigs
+    assert len(frames) == 6
+    for frame, picture in zip(frames, pictures, strict=False):
+        assert frame.get_suptitle().startswith(f"{picture.title}\nlabel: 3 c3 1.00, ")
+        image, cells = frame.axes
+        assert image.images[0].get_array().shape[:2] == picture.image.size[::-1]
+        assert colours_of_cells(cells)[0].shape == (2, 3, 3)
+        assert [text.get_text() for text in frame.legends[0].get_texts()] == ["3 c3 67%", "7 c7 33%"]
+    assert frames[4].axes == []
+
+
+def test_a_gallery_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="A gallery needs one picture or more"):
+        draw_gallery([])
 
 
 def test_a_missing_matplotlib_is_named_with_the_command_that_installs_it(label_map, monkeypatch):

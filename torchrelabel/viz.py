@@ -1,11 +1,13 @@
-"""Pictures of a label map: the image, where each class is seen, and the soft label of a crop."""
+"""Pictures of label maps: the image, what each cell is taken for, where each class is seen, and the label of a crop."""
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL.Image
@@ -17,11 +19,66 @@ from torchrelabel.store.header import class_for_people
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, FigureBase
 
-__all__ = ["cell_probabilities", "draw_label_map", "require_matplotlib", "require_picture", "save_picture"]
+__all__ = [
+    "Picture",
+    "cell_probabilities",
+    "draw_gallery",
+    "draw_label_map",
+    "require_matplotlib",
+    "require_picture",
+    "save_picture",
+]
 
-_BAR, _BOX = "#3b6fb6", "#e4572e"
+_BAR, _BOX, _OTHER = "#3b6fb6", "#e4572e", "#9a9a9a"
+# Told apart by most people with any kind of colour vision (Okabe and Ito), and a few more.
+_COLOURS = (
+    "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#f0e442", "#6a3d9a", "#8c564b", "#17becf",
+)  # fmt: skip
+_WHOLE = (0.0, 0.0, 1.0, 1.0)
+# A heat map of less would be dark all over.
+_SMALLEST_SHARE = 0.005
+_PANEL_AREA = 7.0  # in square inches
+_LEGEND_WIDTH = 3.2
+_LETTERS = 24
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image with its label map, to be drawn.
+
+    Attributes:
+        image: The whole image, as it was annotated.
+        label_map: Its map; ``view_box`` is the crop to show, in the frame of the map.
+        title: Written above.
+        coverage: The part of the image that the map covers, xyxy in fractions.
+    """
+
+    image: PIL.Image.Image
+    label_map: LabelMap
+    title: str = ""
+    coverage: tuple[float, float, float, float] = _WHOLE
+
+    @property
+    def extent(self) -> tuple[float, float, float, float]:
+        """Where the map lies on the image, in pixels: left, right, bottom, top."""
+        x1, y1, x2, y2 = self.coverage
+        width, height = self.image.size
+        return x1 * width, x2 * width, y2 * height, y1 * height
+
+    @property
+    def crop(self) -> tuple[float, float, float, float]:
+        """The crop, in pixels of the image, xyxy."""
+        left, right, bottom, top = self.extent
+        x1, y1, x2, y2 = self.label_map.view_box.corners
+        across, down = right - left, bottom - top
+        return (
+            left + min(x1, x2) * across,
+            top + min(y1, y2) * down,
+            left + max(x1, x2) * across,
+            top + max(y1, y2) * down,
+        )
 
 
 def require_matplotlib() -> None:
@@ -61,7 +118,7 @@ def require_picture(path: str | os.PathLike[str]) -> None:
 
 
 def save_picture(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure to a file, without a word about names that matplotlib's font has no signs for."""
+    """Write a figure to a file, without matplotlib's warnings about letters that its font lacks."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
         figure.savefig(path, dpi=120)
@@ -86,17 +143,19 @@ def draw_label_map(
     maps: int = 3,
     bars: int = 6,
     title: str | None = None,
+    coverage: tuple[float, float, float, float] = _WHOLE,
 ) -> Figure:
-    """Draw an image with the box of its label map's view, heat maps of the top classes, and the pooled label.
+    """Draw an image with the crop of its label map's view, the top class of every cell, heat maps, and the label.
 
     Args:
         image: The whole image, as it was annotated.
         label_map: Its map; ``view_box`` is the crop to show.
         class_names: A name for each class; numbers are shown without.
         pooling: How to pool the label of the crop.
-        maps: How many classes get a heat map: those with the largest share of the crop's label.
+        maps: How many classes get a heat map, at most: those with the largest share of the crop's label.
         bars: How many classes get a bar.
         title: Written on top.
+        coverage: The part of the image that the map covers, xyxy in fractions.
 
     Returns:
         A matplotlib figure, not yet saved.
@@ -107,60 +166,196 @@ def draw_label_map(
     require_matplotlib()
     from matplotlib.figure import Figure
 
+    picture = Picture(image, label_map, title or "", coverage)
     label = (pooling or LabelPooling())(label_map)
-    shown = label.topk(min(max(maps, bars), len(label)))
-    classes = shown.indices.tolist()
+    ranked = label.topk(min(max(maps, bars), len(label))).indices.tolist()
     probabilities = cell_probabilities(label_map)
-    figure = Figure(figsize=(3.1 * (2 + maps), 3.6), layout="constrained")
-    axes = figure.subplots(1, 2 + maps, squeeze=False)[0]
-    pixels = np.asarray(image.convert("RGB"))
-    _draw_image(axes[0], pixels, label_map)
-    axes[0].set_title("image and crop", fontsize=10)
-    for axis, index in zip(axes[1:], classes[:maps], strict=False):
-        heat = axis.imshow(
-            probabilities[index].numpy(), cmap="viridis", vmin=0, vmax=1, extent=(0, image.width, image.height, 0)
-        )
-        axis.imshow(pixels.mean(2), cmap="gray", alpha=0.35, extent=(0, image.width, image.height, 0))
-        _draw_box(axis, image.size, label_map)
-        axis.set_title(f"{_shown(index, class_names)}: in the crop {label[index]:.2f}", fontsize=10)
+    # A label that says nothing leaves what most cells say.
+    seen = [index for index in ranked if label[index] >= _SMALLEST_SHARE] or [i for i, _ in _top_classes(probabilities)]
+    seen = seen[:maps]
+
+    panels = 2 + len(seen)
+    width, height = _panel_size(image.size)
+    columns = min(panels, max(1, round(11 / width)))
+    rows = math.ceil(panels / columns)
+    # The legend and the bars stand to the right, and need some height however flat the image is.
+    figure_height = max(rows * (height + 0.5) + 0.7, 4.2) + (0.3 if title else 0)
+    figure = Figure(figsize=(columns * width + _LEGEND_WIDTH, figure_height), layout="constrained")
+    # The scale has a row: attached to panels of several rows, it would push their titles over each other.
+    grid = figure.add_gridspec(
+        rows + 1,
+        columns + 1,
+        width_ratios=[*[width] * columns, _LEGEND_WIDTH],
+        height_ratios=[*[height] * rows, 0.12],
+    )
+    axes = [figure.add_subplot(grid[divmod(number, columns)]) for number in range(panels)]
+    _draw_image(axes[0], picture)
+    axes[0].set_title("image and crop", fontsize=9)
+    top = _draw_top_classes(axes[1], picture, probabilities)
+    axes[1].set_title("top class of each cell\nfuller: more certain", fontsize=9)
+    grey = np.asarray(image.convert("L"))
+    for axis, index in zip(axes[2:], seen, strict=True):
+        heat = axis.imshow(probabilities[index].numpy(), cmap="viridis", vmin=0, vmax=1, extent=picture.extent)
+        axis.imshow(grey, cmap="gray", alpha=0.35, extent=(0, image.width, image.height, 0))
+        _draw_box(axis, picture)
+        axis.set_title(f"{_shown(index, class_names)}\nin the crop: {label[index]:.2f}", fontsize=9)
         axis.set_axis_off()
-    for axis in axes[1 + len(classes[:maps]) : -1]:
-        axis.set_axis_off()
-    if classes[:maps]:
-        figure.colorbar(heat, ax=list(axes[1:-1]), shrink=0.7, label="probability in the cell")
-    _draw_bars(axes[-1], classes[:bars], label, class_names)
+    if seen:
+        bar = figure.colorbar(heat, cax=figure.add_subplot(grid[rows, :columns]), orientation="horizontal")
+        bar.set_label("probability in the cell", fontsize=8)
+        bar.ax.tick_params(labelsize=8)
+    side = grid[:, columns].subgridspec(2, 1)
+    _draw_legend(figure.add_subplot(side[0]), top, class_names)
+    _draw_bars(figure.add_subplot(side[1]), ranked[:bars], label, class_names)
     if title:
         figure.suptitle(title, fontsize=10)
     return figure
 
 
-def _draw_image(axis: Axes, pixels: Any, label_map: LabelMap) -> None:
-    axis.imshow(pixels)
-    _draw_box(axis, (pixels.shape[1], pixels.shape[0]), label_map)
+def draw_gallery(
+    pictures: Sequence[Picture],
+    *,
+    class_names: Sequence[str] | None = None,
+    pooling: LabelPooling | None = None,
+    bars: int = 3,
+) -> Figure:
+    """Draw several images, each beside the top class of every cell, with the label of its crop below.
+
+    Args:
+        pictures: The images with their label maps.
+        class_names: A name for each class; numbers are shown without.
+        pooling: How to pool the labels of the crops.
+        bars: How many classes of the label are written.
+
+    Returns:
+        A matplotlib figure, not yet saved.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        ValueError: If there is no picture.
+    """
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    if not pictures:
+        raise ValueError("A gallery needs one picture or more, got none.")
+    columns = min(len(pictures), 3)
+    rows = math.ceil(len(pictures) / columns)
+    figure = Figure(figsize=(6.0 * columns, 3.6 * rows), layout="constrained")
+    frames = figure.subfigures(rows, columns, squeeze=False)
+    for frame, picture in zip(frames.flat, pictures, strict=False):
+        _draw_in_gallery(frame, picture, class_names, pooling or LabelPooling(), bars)
+    return figure
+
+
+def _draw_in_gallery(
+    frame: FigureBase,
+    picture: Picture,
+    class_names: Sequence[str] | None,
+    pooling: LabelPooling,
+    bars: int,
+) -> None:
+    from matplotlib.patches import Patch
+
+    flat = picture.image.width > 2 * picture.image.height
+    axes = frame.subplots(*((2, 1) if flat else (1, 2)))
+    _draw_image(axes[0], picture)
+    top = _draw_top_classes(axes[1], picture, cell_probabilities(picture.label_map))
+    handles = [
+        Patch(color=colour, label=f"{_shown(index, class_names)} {share:.0%}") for index, share, colour in top[:4]
+    ]
+    frame.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    label = pooling(picture.label_map)
+    best = label.topk(min(bars, len(label)))
+    words = ", ".join(
+        f"{_shown(index, class_names)} {share:.2f}"
+        for index, share in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    )
+    frame.suptitle(f"{_cut(picture.title, 60)}\nlabel: {words}", fontsize=8)
+
+
+def _panel_size(size: tuple[int, int]) -> tuple[float, float]:
+    """Width and height in inches of a panel for an image, whose area is much the same for every shape."""
+    aspect = min(8.0, max(1 / 3, size[0] / size[1]))
+    width = min(11.0, max(2.2, math.sqrt(_PANEL_AREA * aspect)))
+    return width, width / aspect
+
+
+def _draw_image(axis: Axes, picture: Picture) -> None:
+    axis.imshow(np.asarray(picture.image.convert("RGB")))
+    _draw_box(axis, picture)
     axis.set_axis_off()
 
 
-def _draw_box(axis: Axes, size: tuple[int, int], label_map: LabelMap) -> None:
+def _draw_top_classes(axis: Axes, picture: Picture, probabilities: Tensor) -> list[tuple[int, float, str]]:
+    """Colour each cell by its top class, the more certain the fuller.
+
+    Returns:
+        Class, share of the cells, and colour, the most frequent first.
+    """
+    from matplotlib.colors import to_rgb
+
+    share, classes = probabilities.max(0)
+    top = [
+        (index, of_cells, _COLOURS[rank] if rank < len(_COLOURS) else _OTHER)
+        for rank, (index, of_cells) in enumerate(_top_classes(probabilities))
+    ]
+    colours = np.zeros((*classes.shape, 4))
+    for index, _, colour in top:
+        colours[(classes == index).numpy(), :3] = to_rgb(colour)
+    colours[..., 3] = 0.25 + 0.6 * share.numpy()
+    grey = np.asarray(picture.image.convert("L"))
+    axis.imshow(grey, cmap="gray", vmin=0, vmax=255, extent=(0, picture.image.width, picture.image.height, 0))
+    axis.imshow(colours, extent=picture.extent, interpolation="nearest")
+    left, right, bottom, top_side = picture.extent
+    rows, columns = classes.shape
+    axis.hlines(np.linspace(top_side, bottom, rows + 1), left, right, color="white", linewidth=0.4, alpha=0.6)
+    axis.vlines(np.linspace(left, right, columns + 1), top_side, bottom, color="white", linewidth=0.4, alpha=0.6)
+    _draw_box(axis, picture)
+    axis.set_axis_off()
+    return top
+
+
+def _top_classes(probabilities: Tensor) -> list[tuple[int, float]]:
+    """The classes that are on top in a cell, with their share of the cells, the most frequent first."""
+    counts = probabilities.argmax(0).flatten().bincount()
+    order = counts.argsort(descending=True, stable=True).tolist()
+    return [(index, int(counts[index]) / int(counts.sum())) for index in order if counts[index]]
+
+
+def _draw_legend(axis: Axes, top: Sequence[tuple[int, float, str]], class_names: Sequence[str] | None) -> None:
+    from matplotlib.patches import Patch
+
+    own = [entry for entry in top if entry[2] != _OTHER]
+    rest = [entry for entry in top if entry[2] == _OTHER]
+    handles = [Patch(color=colour, label=f"{_shown(index, class_names)} {share:.0%}") for index, share, colour in own]
+    if rest:
+        handles.append(Patch(color=_OTHER, label=f"{len(rest)} others {sum(share for _, share, _ in rest):.0%}"))
+    axis.legend(
+        handles=handles, loc="upper left", title="top class of cells", fontsize=8, title_fontsize=9, frameon=False
+    )
+    axis.set_axis_off()
+
+
+def _draw_box(axis: Axes, picture: Picture) -> None:
     from matplotlib.patches import Rectangle
 
-    width, height = size
-    x1, y1, x2, y2 = label_map.view_box.corners
-    axis.add_patch(
-        Rectangle(
-            (min(x1, x2) * width, min(y1, y2) * height),
-            abs(x2 - x1) * width,
-            abs(y2 - y1) * height,
-            fill=False,
-            edgecolor=_BOX,
-            linewidth=2,
-        )
-    )
+    x1, y1, x2, y2 = picture.crop
+    axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=_BOX, linewidth=2))
+    axis.set(xlim=(0, picture.image.width), ylim=(picture.image.height, 0))
 
 
 def _draw_bars(axis: Axes, classes: Sequence[int], label: Tensor, class_names: Sequence[str] | None) -> None:
-    axis.barh([_shown(index, class_names) for index in classes], [float(label[index]) for index in classes], color=_BAR)
+    shares = [float(label[index]) for index in classes]
+    axis.bar_label(
+        axis.barh([_shown(index, class_names) for index in classes], shares, color=_BAR),
+        labels=[f"{share:.2f}" for share in shares],
+        padding=3,
+        fontsize=8,
+    )
     axis.invert_yaxis()
-    axis.set_xlim(0, 1)
+    axis.set_xlim(0, 1.15)
+    axis.set_xticks([0, 0.5, 1])
     axis.set_title("soft label of the crop", fontsize=10)
     axis.tick_params(labelsize=8)
     for side in ("top", "right"):
@@ -169,5 +364,8 @@ def _draw_bars(axis: Axes, classes: Sequence[int], label: Tensor, class_names: S
 
 def _shown(index: int, class_names: Sequence[str] | None) -> str:
     # With its index in front, for bars of equal names would be drawn as one.
-    name = class_for_people(index, class_names)
-    return name if len(name) <= 22 else name[:21] + "…"
+    return _cut(class_for_people(index, class_names), _LETTERS)
+
+
+def _cut(name: str, letters: int) -> str:
+    return name if len(name) <= letters else name[: letters - 1] + "…"

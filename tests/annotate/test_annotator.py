@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.torch
 import timm
 import torch
+import torchvision
 from PIL import Image
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 from tests.annotate.models import FourCorners, make_images, make_model
-from torchrelabel.annotate.annotator import Annotator, canonical_name, load_checkpoint, weights_digest
+from torchrelabel.annotate import timm_models
+from torchrelabel.annotate.annotator import Annotator, weights_digest
+from torchrelabel.annotate.timm_models import canonical_name
 from torchrelabel.errors import TorchRelabelError, UnsupportedModel
 
 
@@ -115,6 +116,7 @@ def test_weights_that_cannot_be_fetched_are_an_error_that_says_how_to_bring_them
     def unreachable(*_: Any, **__: Any) -> None:
         raise OSError("cannot reach huggingface.co")
 
+    monkeypatch.setattr(timm_models, "_hub_answers", lambda: True)
     monkeypatch.setattr(timm, "create_model", unreachable)
     with pytest.raises(TorchRelabelError) as caught:
         Annotator.from_timm("resnet10t", device="cpu")
@@ -150,93 +152,12 @@ def test_cuda_is_refused_where_there_is_none() -> None:
         Annotator.from_timm("resnet10t", pretrained=False, device="cuda:0")
 
 
-def plain(state: dict[str, Tensor]) -> Any:
-    return state
-
-
-def of_timms_training_script(state: dict[str, Tensor]) -> Any:
-    zeros = {name: torch.zeros_like(value) for name, value in state.items()}
-    return {"epoch": 3, "args": argparse.Namespace(lr=0.1), "state_dict": zeros, "state_dict_ema": state}
-
-
-def of_data_parallel(state: dict[str, Tensor]) -> Any:
-    return {"model": {f"module.{name}": value for name, value in state.items()}, "optimizer": {}}
-
-
-def compiled(state: dict[str, Tensor]) -> Any:
-    return {"state_dict": {f"_orig_mod.{name}": value for name, value in state.items()}}
-
-
-@pytest.mark.parametrize("saved_as", [plain, of_timms_training_script, of_data_parallel, compiled])
-def test_a_checkpoint_brings_its_weights_and_number_of_classes(tmp_path: Path, saved_as: Any) -> None:
-    if saved_as is of_timms_training_script and not hasattr(torch.serialization, "safe_globals"):
-        pytest.skip("torch 2.4 cannot allow a Namespace in one call only")
-    model = make_model("resnet10t", num_classes=7)
-    torch.save(saved_as(model.state_dict()), tmp_path / "weights.pth")
-    annotator = Annotator.from_timm("resnet10t", checkpoint=tmp_path / "weights.pth", device="cpu")
-    assert (annotator.num_classes, annotator.weights, annotator.name) == (7, "checkpoint", "resnet10t")
-    assert annotator.weights_sha256 == weights_digest(model)
-
-
-def test_a_safetensors_checkpoint_is_read(tmp_path: Path) -> None:
-    model = make_model("resnet10t", num_classes=7)
-    safetensors.torch.save_file(model.state_dict(), tmp_path / "weights.safetensors")
-    annotator = Annotator.from_timm("resnet10t", checkpoint=tmp_path / "weights.safetensors", device="cpu")
-    assert annotator.weights_sha256 == weights_digest(model)
-
-
 def test_a_checkpoint_of_another_size_gets_its_position_embedding_resized(tmp_path: Path) -> None:
     torch.save(make_model("vit_tiny_patch16_224", num_classes=7).state_dict(), tmp_path / "weights.pth")
     annotator = Annotator.from_timm(
         "vit_tiny_patch16_224", checkpoint=tmp_path / "weights.pth", image_size=96, device="cpu"
     )
     assert annotator.grid == (6, 6)
-
-
-def test_a_checkpoint_of_another_model_is_refused_with_the_differences(tmp_path: Path) -> None:
-    torch.save(make_model("mobilenetv2_050").state_dict(), tmp_path / "weights.pth")
-    with pytest.raises(TorchRelabelError, match=r"(?s)weights.pth' does not fit resnet10t:.*missing: .* more\nGive"):
-        Annotator.from_timm("resnet10t", checkpoint=tmp_path / "weights.pth", device="cpu")
-
-
-def test_a_checkpoint_with_another_number_of_classes_is_refused_with_both(tmp_path: Path) -> None:
-    torch.save(make_model("resnet10t", num_classes=7).state_dict(), tmp_path / "weights.pth")
-    with pytest.raises(TorchRelabelError, match=r"fc.weight: \[7, \d+\] in the checkpoint, \[9, \d+\] in the model"):
-        Annotator.from_timm("resnet10t", checkpoint=tmp_path / "weights.pth", num_classes=9, device="cpu")
-
-
-class Evil:
-    """Whoever unpickles it without care runs code."""
-
-    def __reduce__(self) -> Any:
-        return (pytest.fail, ("code of the checkpoint ran",))
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (Evil(), r"holds more than tensors, or is no checkpoint, and is not opened.*torch.save\(model.state_dict"),
-        ([torch.ones(1)], r"holds no state dict, but list. It must be one, or hold one under state_dict_ema"),
-        ({"epoch": 3}, r"holds no state dict, but the keys \['epoch'\]"),
-    ],
-    ids=["code", "list", "no weights"],
-)
-def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: Any, words: str) -> None:
-    torch.save(content, tmp_path / "weights.pth")
-    with pytest.raises(TorchRelabelError, match=words):
-        load_checkpoint(tmp_path / "weights.pth")
-
-
-@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
-def test_a_damaged_checkpoint_is_refused(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"\x00damaged\x00" * 5)
-    with pytest.raises(TorchRelabelError, match=rf"The checkpoint '.*{name}'"):
-        load_checkpoint(tmp_path / name)
-
-
-def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"There is no checkpoint '.*nothing.pth'"):
-        load_checkpoint(tmp_path / "nothing.pth")
 
 
 def test_the_digest_of_the_weights_notices_a_name_a_type_a_shape_and_a_bit() -> None:
@@ -318,3 +239,103 @@ def test_half_precision_gives_float32_logits_near_the_full_ones() -> None:
     assert half.dtype == torch.float32
     assert not torch.equal(half, full)
     assert_close(half, full, rtol=0.05, atol=0.05 * float(full.abs().max()))
+
+
+def test_the_callers_model_keeps_its_gradients() -> None:
+    """It used to be left with requires_grad=False, and to train on without learning."""
+    model = FourCorners()
+    annotator = make_annotator(model)
+    assert model.gain.requires_grad
+    images = torch.ones(1, 3, 12, 12)
+    assert not annotator(images).requires_grad
+    assert not annotator.whole(images).requires_grad
+    assert not annotator.top_scores(images, 2).scores.requires_grad
+
+
+IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "device": "cpu"}
+
+
+def torchvisions_resnet() -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return torchvision.models.resnet18(num_classes=7)
+
+
+def by_modules(model: Any) -> dict[str, Any]:
+    return {
+        "features": nn.Sequential(*list(model.children())[:-2]),
+        "head": nn.Sequential(model.avgpool, nn.Flatten(1), model.fc),
+    }
+
+
+def by_functions(model: Any) -> dict[str, Any]:
+    features = nn.Sequential(*list(model.children())[:-2])
+    return {"model": model, "features": lambda x: features(x), "head": lambda x: model.fc(x.mean(dim=(2, 3)))}
+
+
+@pytest.mark.parametrize("parts", [by_modules, by_functions])
+def test_a_model_of_torchvisions_is_an_annotator(parts: Any) -> None:
+    model = torchvisions_resnet()
+    annotator = Annotator.from_model(**parts(model), image_size=96, name="resnet18", **IMAGENET)
+    assert (annotator.name, annotator.num_classes, annotator.grid) == ("resnet18", 7, (3, 3))
+    assert annotator.head.commutes
+    images = make_images(2, 96)
+    with torch.no_grad():
+        assert_close(annotator(images).mean(dim=(2, 3)), model.eval()(images), rtol=1e-4, atol=1e-5)
+    assert annotator.enlarged(2).map_size == 192
+
+
+def test_the_weights_of_a_given_model_are_in_its_digest() -> None:
+    model = torchvisions_resnet()
+    build = {"image_size": 64, **IMAGENET}
+    before = Annotator.from_model(**by_functions(model), **build).weights_sha256
+    model.fc.bias.data[3] += 1
+    assert Annotator.from_model(**by_functions(model), **build).weights_sha256 != before
+
+
+class PatchTokens(nn.Module):
+    """A class token, then the means of patches of 4 x 4 px; the head reads the first token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(3, 5)
+
+    def tokens(self, images: Tensor) -> Tensor:
+        patches = nn.functional.avg_pool2d(images, 4).flatten(2).transpose(1, 2)
+        return torch.cat([patches.mean(1, keepdim=True), patches], 1)
+
+
+def test_a_model_of_tokens_of_ones_own_is_an_annotator() -> None:
+    model = PatchTokens()
+    annotator = Annotator.from_model(
+        features=model.tokens,
+        head=lambda tokens: model.classifier(tokens[:, 0]),
+        model=model,
+        prefix_tokens=1,
+        image_size=12,
+        class_names=list("abcde"),
+        **IMAGENET,
+    )
+    assert (annotator.name, annotator.grid, annotator.num_classes) == ("PatchTokens", (3, 3), 5)
+    images = make_images(2, 12)
+    expected = model.classifier(nn.functional.avg_pool2d(images, 4).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    assert_close(annotator(images), expected)
+
+
+def test_the_model_of_functions_must_be_given() -> None:
+    with pytest.raises(
+        TypeError, match=r"their weights are unknown\. Give the module that they belong to, too: model="
+    ):
+        Annotator.from_model(features=lambda x: x, head=nn.Flatten(), image_size=12, **IMAGENET)
+
+
+def test_class_names_of_a_given_model_must_be_as_many_as_its_classes() -> None:
+    with pytest.raises(ValueError, match="resnet18 has 7 classes, got 2 class names"):
+        Annotator.from_model(
+            **by_modules(torchvisions_resnet()), image_size=64, name="resnet18", class_names=["a", "b"], **IMAGENET
+        )
+
+
+def test_a_module_of_another_kind_is_told_how_to_become_an_annotator() -> None:
+    with pytest.raises(UnsupportedModel, match=r"ResNet has no forward_features .* Annotator.from_model\(features="):
+        make_annotator(torchvisions_resnet(), 64)

@@ -67,6 +67,18 @@ def test_images_of_a_tar_file_know_their_class_folders(archive: Path) -> None:
     assert [found.class_of(key) for key in found.keys] == [0, 0, 1, 1]
 
 
+def test_a_tar_file_of_a_folder_s_content_has_the_keys_of_the_folder(tmp_path: Path) -> None:
+    """``tar -C birds -cf birds.tar .`` puts ``./`` in front of every name."""
+    make_folder(tmp_path / "birds", NAMES, size=(40, 30))
+    with tarfile.open(tmp_path / "birds.tar", "w") as tar:
+        tar.add(tmp_path / "birds", ".")
+    annotate(tmp_path / "birds.tar", tmp_path / "maps", **OPTIONS)
+    assert set(LabelStore(tmp_path / "maps")) == set(NAMES)
+    images = ImageDataset(str(tmp_path / "birds.tar"), transform=v1.Compose([v1.RandomResizedCrop(32), v1.ToTensor()]))
+    dataset = LabelMapDataset(images, tmp_path / "maps", num_classes=1000)
+    assert [dataset[index][1].shape for index in range(3)] == [(1000,)] * 3
+
+
 class Unnamed:
     """A reader as timm's of Hugging Face's data sets."""
 
@@ -175,7 +187,7 @@ def test_paths_on_this_machine_are_no_part_of_a_key(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("dataset", "error", "words"),
     [
-        (Stream(), TypeError, "one image after the other"),
+        (Stream(), TypeError, "in sequence"),
         (["a", None], TypeError, "Unnamed has no file name for image 1"),
         (["a.png", "b.png", "a.png"], ValueError, "Images 0 and 2 of 'hfds/x' are both called 'a.png'"),
     ],

@@ -152,6 +152,7 @@ def test_the_names_that_timm_knows_of_pretrained_weights_are_used(monkeypatch: p
     model = make_model("resnet10t", num_classes=4)
     model.pretrained_cfg = {**model.pretrained_cfg, "label_names": NAMES}
     monkeypatch.setattr("timm.create_model", lambda *_, **__: model)
+    monkeypatch.setattr("torchrelabel.annotate.timm_models._source_of_weights", lambda name: (name, {}))
     build = {"image_size": 64, "device": "cpu"}
     assert Annotator.from_timm("resnet10t", **build).class_names == tuple(NAMES)
     assert Annotator.from_timm("resnet10t", pretrained=False, **build).class_names is None

@@ -51,7 +51,7 @@ def test_a_checkpoint_in_timms_order_is_noticed_with_both_shares(folder: Path, t
     summary = annotate(folder, tmp_path / "maps", model=four_corners(), workers=0, progress=False)
     assert (summary.agreement, summary.agreement_renumbered) == (0.25, 0.75)
     assert (
-        "WARNING: timm numbers these folders otherwise than torchvision, and in the other order it would be 75.0%. "
+        "WARNING: timm numbers these folders in another order than torchvision, in which it would be 75.0%. "
         "annotate --dataset folder takes timm's order, annotate alone torchvision's."
     ) in _words(summary).splitlines()
 
@@ -60,7 +60,7 @@ def test_a_folder_read_by_timm_has_timms_order_also_in_its_names(folder: Path, t
     summary = annotate(folder, tmp_path / "maps", model=four_corners(), dataset="folder", workers=0, progress=False)
     assert (summary.agreement, summary.agreement_renumbered) == (0.75, 0.25)
     assert (
-        "timm numbers these folders otherwise than torchvision, and in the other order it would be 25.0%. "
+        "timm numbers these folders in another order than torchvision, in which it would be 25.0%. "
         "annotate --dataset folder takes timm's order, annotate alone torchvision's."
     ) in _words(summary).splitlines()
     maps = LabelStore(tmp_path / "maps")

@@ -19,7 +19,16 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, Resize
 
 from tests.annotate.models import make_folder
-from torchrelabel.annotate.images import ImagesFound, ImagesToAnnotate, collate, find_images, load_image, squashed
+from torchrelabel.annotate.images import (
+    ImagesFound,
+    ImagesToAnnotate,
+    collate,
+    find_images,
+    load_image,
+    open_image,
+    read_image,
+    squashed,
+)
 
 
 def listed(root: Path) -> ImagesFound:
@@ -128,9 +137,7 @@ def test_an_image_is_squashed_as_torchvision_does(tmp_path: Path, interpolation:
 
 def write_png(path: Path, kind: str) -> None:
     gradient = np.arange(17 * 11).reshape(11, 17)
-    if kind == "16-bit":
-        Image.fromarray((gradient * 300).astype(np.uint16)).save(path, "PNG")
-    elif kind == "1x1":
+    if kind == "1x1":
         Image.new("RGB", (1, 1), (1, 2, 3)).save(path, "PNG")
     elif kind == "CMYK":
         Image.fromarray(np.stack([gradient] * 4, -1).astype(np.uint8), "CMYK").save(path, "JPEG")
@@ -147,7 +154,7 @@ def write_png(path: Path, kind: str) -> None:
         raise ValueError(kind)
 
 
-@pytest.mark.parametrize("kind", ["16-bit", "1x1", "CMYK", "palette with transparency", "animated", "EXIF-rotated"])
+@pytest.mark.parametrize("kind", ["1x1", "CMYK", "palette with transparency", "animated", "EXIF-rotated"])
 @pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated:DeprecationWarning")
 def test_an_unusual_image_is_seen_as_torchvisions_loader_sees_it(tmp_path: Path, kind: str) -> None:
     make_folder(tmp_path, ["a/x.png"])
@@ -159,6 +166,100 @@ def test_an_unusual_image_is_seen_as_torchvisions_loader_sees_it(tmp_path: Path,
     assert loaded.reason == ""
     assert loaded.pixels is not None
     assert np.array_equal(loaded.pixels.permute(1, 2, 0), np.asarray(image))
+
+
+def test_an_image_of_16_bits_is_scaled_where_torchvisions_loader_makes_it_white(tmp_path: Path) -> None:
+    make_folder(tmp_path, ["a/x.png"])
+    values = np.linspace(0, 65535, 17 * 11).round().astype(np.uint16).reshape(11, 17)
+    Image.fromarray(values).save(tmp_path / "a/x.png")
+    with open(tmp_path / "a/x.png", "rb") as file:
+        image, facts = read_image(file)
+    assert facts == (17, 11, False, True)
+    assert np.abs(np.asarray(image) - (values / 257)[..., None]).max() <= 0.5
+    white, _ = ImageFolder(str(tmp_path))[0]
+    assert (np.asarray(white) == 255).mean() > 0.99
+
+
+def test_an_image_of_32_bits_is_refused_unless_it_holds_8() -> None:
+    def read(highest: int) -> Image.Image:
+        file = io.BytesIO()
+        Image.fromarray(np.array([[0, highest]], np.int32)).save(file, "TIFF")
+        file.seek(0)
+        return load_image(file)
+
+    assert np.asarray(read(200)).max() == 200
+    with pytest.raises(OSError, match="its pixels are numbers from 0 to 70000, and nothing tells which is white; save"):
+        read(70000)
+
+
+def oriented(path: Path, orientation: int | None, image_format: str = "JPEG") -> Path:
+    """An image that is red on the left, with an EXIF orientation; 17 x 11 px."""
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    pixels = np.zeros((11, 17, 3), np.uint8)
+    pixels[:, :9, 0] = 255
+    Image.fromarray(pixels).save(path, image_format, exif=exif)
+    return path
+
+
+@pytest.mark.parametrize(("orientation", "turned"), [(None, False), (1, False), (3, True), (6, True), (9, False)])
+def test_an_exif_orientation_is_noticed(tmp_path: Path, orientation: int | None, turned: bool) -> None:
+    with open(oriented(tmp_path / "x.jpg", orientation), "rb") as file:
+        assert read_image(file)[1] == (17, 11, turned, False)
+
+
+def test_an_exif_orientation_is_ignored_unless_it_is_to_be_applied(tmp_path: Path) -> None:
+    path = oriented(tmp_path / "x.jpg", 6)  # to be turned clockwise by a quarter: red comes to the top
+    as_stored, upright = open_image(path), open_image(path, "apply")
+    assert (as_stored.size, upright.size) == ((17, 11), (11, 17))
+    assert np.asarray(as_stored)[5, 2, 0] > 200 > 50 > np.asarray(as_stored)[5, 14, 0]
+    assert np.asarray(upright)[2, 5, 0] > 200 > 50 > np.asarray(upright)[14, 5, 0]
+    loaded = ImagesToAnnotate(listed(tmp_path), ["x.jpg"], 6, "bilinear", exif="apply")[0]
+    assert loaded.facts == (11, 17, True, False)
+    assert loaded.pixels is not None and loaded.pixels[0, 0].min() > 200 > 50 > loaded.pixels[0, 5].max()
+
+
+def test_a_tiff_that_pillow_turns_by_itself_is_not_turned_twice(tmp_path: Path) -> None:
+    with open(oriented(tmp_path / "x.tif", 6, "TIFF"), "rb") as file:
+        image, _ = read_image(file, "apply")
+    assert image.size == (11, 17)
+    assert np.asarray(image)[2, 5, 0] > 200 > 50 > np.asarray(image)[14, 5, 0]
+
+
+def test_damaged_exif_data_does_not_lose_an_image(tmp_path: Path) -> None:
+    Image.new("RGB", (17, 11)).save(tmp_path / "x.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    loaded = to_annotate(tmp_path, ["x.jpg"], 6, "bilinear")[0]
+    assert (loaded.reason, loaded.facts) == ("", (17, 11, False, False))
+
+
+def test_what_pillow_reads_beyond_torchvisions_list_is_found(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (17, 11), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
+    kinds = ["gif"]
+    if ".avif" in Image.registered_extensions():
+        frames[0].save(tmp_path / "x.avif")
+        kinds.append("avif")
+    assert find_images(tmp_path).keys == sorted(f"x.{kind}" for kind in kinds)
+    for kind in kinds:  # the first frame
+        assert np.asarray(open_image(tmp_path / f"x.{kind}"))[5, 8].tolist() == pytest.approx([255, 0, 0], abs=3)
+
+
+def test_a_file_without_extension_is_an_image_if_it_begins_as_one(tmp_path: Path) -> None:
+    for number, kind in enumerate(("JPEG", "PNG", "WEBP", "GIF", "TIFF")):
+        Image.new("RGB", (17, 11)).save(tmp_path / f"n01440764_{number}", kind)
+    (tmp_path / "LICENSE").write_text("Permission is hereby granted")
+    (tmp_path / "RIFF").write_bytes(b"RIFF1234WAVE")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+    found = find_images(tmp_path)
+    assert found.keys == [f"n01440764_{number}" for number in range(5)]
+
+
+def test_files_that_are_no_images_are_counted_by_their_extensions(tmp_path: Path) -> None:
+    make_folder(tmp_path, ["a/x.png", "a/note.txt", "b/NOTE.TXT", "b/x.xml", "labels"])
+    (tmp_path / "labels").write_text("no image")
+    assert find_images(tmp_path).left_out == {".txt": 2, ".xml": 1, "": 1}
 
 
 def truncated_jpeg() -> bytes:

@@ -286,6 +286,83 @@ def test_an_argument_out_of_range_is_refused(folder: Path, store: Path, options:
     assert not (store / "header.msgpack").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"checkpoint": "/no/such", "image_size": 999}, "checkpoint='/no/such', image_size=999 would have no effect"),
+        ({"enlarge": 2.0}, "enlarge=2.0 would have no effect"),
+        ({"device": "cpu", "pretrained": False}, "device='cpu', pretrained=False would have no effect"),
+    ],
+)
+def test_what_an_annotator_has_decided_already_is_refused(
+    folder: Path, store: Path, options: dict[str, Any], words: str
+) -> None:
+    """It used to be ignored."""
+    with pytest.raises(ValueError, match=rf"model is an Annotator, which was built with its settings, so that {words}"):
+        run(folder, store, **options)
+
+
+def test_arguments_that_say_nothing_are_no_offence(folder: Path, store: Path) -> None:
+    assert run(folder, store, checkpoint=None, image_size=None, pretrained=True, amp=False).annotated == 60
+
+
+def test_a_split_of_no_data_set_is_refused(folder: Path, store: Path) -> None:
+    with pytest.raises(ValueError, match=r"split='val' is a part of a data set .* and there is no dataset="):
+        run(folder, store, split="val")
+
+
+def test_a_module_is_told_how_to_become_an_annotator(folder: Path, store: Path) -> None:
+    with pytest.raises(
+        TypeError, match=r"a name of timm's or an Annotator, got a FourCorners\. Annotator.from_model\("
+    ):
+        run(folder, store, model=FourCorners())
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"model": "resnet5O"}, ValueError, "knows no model 'resnet5O'"),
+        ({"device": "bogus"}, ValueError, "There is no device 'bogus'"),
+        ({"checkpoint": "/no/such.pth"}, FileNotFoundError, "There is no checkpoint '/no/such.pth'"),
+        ({"image_size": 0}, ValueError, "image_size must be a number of pixels"),
+        ({"mean": (1, 2, 3)}, ValueError, "mean must be three numbers from 0 to 1"),
+        ({"interpolation": "cubic"}, ValueError, "interpolation must be one of"),
+        ({"enlarge": 0.5}, ValueError, "enlarge must be 1 or more, got 0.5"),
+        ({"pretrained": True}, TorchRelabelError, "is not in the cache of Hugging Face's Hub on this machine, and the"),
+        ({"class_names": "/no/such.txt"}, FileNotFoundError, "There is no file of class names"),
+        ({"exif": "maybe"}, ValueError, "exif must be 'ignore' or 'apply', got 'maybe'"),
+        ({"strip_prefix": "net."}, ValueError, "says where weights lie in a checkpoint, and there is none"),
+    ],
+)
+def test_a_wrong_model_is_refused_before_the_images_are_listed(
+    folder: Path,
+    store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    error: type[Exception],
+    words: str,
+) -> None:
+    """Of a million files that takes minutes."""
+    monkeypatch.setattr("torchrelabel.annotate.timm_models._hub_answers", lambda: False)
+    monkeypatch.setattr("torchrelabel.annotate.timm_models._kept", lambda *_: None)
+    monkeypatch.setattr(torchrelabel.annotate.run, "find_images", lambda *_, **__: pytest.fail("images were listed"))
+    with pytest.raises(error, match=words):
+        run(folder, store, **({"model": "resnet10t", "pretrained": False} | options))
+
+
+@pytest.mark.parametrize(("size", "words"), [(100, "--image-size 96 or 128."), (20, "--image-size 32.")])
+def test_a_size_that_cells_do_not_share_evenly_is_pointed_out(folder: Path, store: Path, size: int, words: str) -> None:
+    options = {"model": "resnet10t", "pretrained": False, "device": "cpu", "enlarge": 1}
+    notes = run(folder, store, image_size=size, **options).notes
+    assert any(note.startswith(f"WARNING: images of {size} px are not shared evenly by") for note in notes)
+    assert any(words in note for note in notes)
+
+
+def test_a_size_that_cells_share_evenly_is_not(folder: Path, store: Path) -> None:
+    options = {"model": "resnet10t", "pretrained": False, "device": "cpu", "enlarge": 1}
+    assert not any("evenly" in note for note in run(folder, store, image_size=96, **options).notes)
+
+
 def refuse_to_build(*_: Any, **__: Any) -> None:
     pytest.fail("the model was built before the cheap checks")
 
@@ -307,7 +384,7 @@ def test_a_wrong_path_is_refused_before_the_model_is_built(
     (folder.parent / "empty").mkdir()
     monkeypatch.setattr(Annotator, "from_timm", refuse_to_build)
     with pytest.raises(error, match=words):
-        run(folder.parent / data, folder.parent / output, model="resnet10t")
+        run(folder.parent / data, folder.parent / output, model="resnet10t", pretrained=False)
 
 
 def test_an_image_whose_scores_are_not_numbers_is_a_failure(tmp_path: Path, store: Path) -> None:
@@ -544,6 +621,65 @@ def test_a_rank_that_cannot_be_is_refused(
     monkeypatch.setenv("WORLD_SIZE", world)
     with pytest.raises(ValueError, match=words):
         run(folder, store)
+
+
+def test_a_name_that_no_store_can_hold_is_the_loss_of_one_rank(
+    folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every rank used to count it."""
+    make_folder(folder, ["\x01odd.png"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    summaries = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        summaries.append(run(folder, store))
+    assert [[key for key, _ in summary.failed] for summary in summaries] == [["\x01odd.png"], []]
+    assert sum(summary.images for summary in summaries) == 61
+    assert LabelStore(store).header.dataset["count"] == 60
+
+
+def test_images_that_exif_would_turn_are_counted_and_seen_as_asked(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.zeros((12, 12, 3), np.uint8)
+    pixels[:, :4, 0] = 255  # red on the left; turned as its orientation says, on top
+    (tmp_path / "images").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "images/x.png", exif=exif)
+    Image.new("RGB", (12, 12)).save(tmp_path / "images/y.png")
+    ignored = run(tmp_path / "images", tmp_path / "ignored.lmdb")
+    applied = run(tmp_path / "images", tmp_path / "applied.lmdb", exif="apply")
+    assert (ignored.exif_turned, applied.exif_turned) == (1, 1)
+    assert any(note.startswith("With an EXIF orientation: 1 of 2 images. It was ignored, as") for note in ignored.notes)
+    assert any("It was followed: the loader of your training has to turn" in note for note in applied.notes)
+    red = [LabelStore(tmp_path / f"{name}.lmdb")["x.png"].classes[0] == 0 for name in ("ignored", "applied")]
+    assert red[0][:, 0].all() and not red[0][:, 1:].any()
+    assert np.array_equal(red[1], red[0].T)
+    headers = [LabelStore(tmp_path / f"{name}.lmdb").header.annotator for name in ("ignored", "applied")]
+    assert "exif" not in headers[0] and headers[1]["exif"] == "apply"
+    with pytest.raises(SettingsDiffer, match=r"annotator.exif: None, now 'apply'"):
+        run(tmp_path / "images", tmp_path / "ignored.lmdb", exif="apply")
+
+
+def test_images_of_16_bits_and_files_that_are_no_images_are_counted(tmp_path: Path, store: Path) -> None:
+    (tmp_path / "images").mkdir()
+    Image.fromarray(np.full((12, 12), 65535, np.uint16)).save(tmp_path / "images/white.png")
+    Image.fromarray(np.full((12, 12), 25700, np.uint16)).save(tmp_path / "images/grey.png")
+    for name in ("a.txt", "b.txt", "README"):
+        (tmp_path / "images" / name).write_text("words")
+    summary = run(tmp_path / "images", store)
+    assert (summary.annotated, summary.deep, summary.left_out) == (2, 2, {".txt": 2, "": 1})
+    assert "Left out, since they are no images by their names: 3 files (2 .txt, 1 without extension)." in summary.notes
+    assert any(
+        note.startswith("With 16 bits a channel: 2 of 2 images. They were scaled to 8.") for note in summary.notes
+    )
+    np.testing.assert_allclose(LabelStore(store)["grey.png"].scores[0], 100 / 255, rtol=1e-3)
+
+
+def test_a_folder_without_images_says_what_it_holds(tmp_path: Path, store: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.npy").touch()
+    with pytest.raises(ValueError, match=r"There is no image in .* It holds 3 files \(3 .npy\)\. Give the folder"):
+        run(tmp_path, store)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

@@ -1,7 +1,8 @@
-"""check: maps held to a model whose answers are known, and to boxes."""
+"""check: maps compared with a model whose answers are known, and with boxes."""
 
 import json
 import shutil
+import zlib
 
 import numpy as np
 import pytest
@@ -51,20 +52,27 @@ def run(folder, store="maps.lmdb", **options):
     return check(folder / store, folder / "data", **{"crops": 120, **options})
 
 
-def test_crops_are_drawn_as_torchvision_draws_them():
+@pytest.mark.parametrize("size", [(42, 70), (375, 500), (7, 4000), (4000, 7), (1, 1), (3, 2)])
+def test_crops_are_drawn_as_torchvision_draws_them(size):
     key, seed = "a.png", 3
-    boxes = draw_crops(42, 70, 5, seed=seed, key=key)
-    import zlib
+    boxes = draw_crops(*size, 200, seed=seed, key=key)
+    with torch.random.fork_rng():
+        torch.manual_seed(zlib.crc32(f"{seed}/{key}".encode()))
+        image = torch.empty(1).expand(3, *size)
+        expected = [RandomResizedCrop.get_params(image, [0.08, 1], [3 / 4, 4 / 3]) for _ in range(200)]
+    assert_close(boxes, torch.tensor([(x, y, x + w, y + h) for y, x, h, w in expected]).float(), rtol=0, atol=0)
 
-    torch.manual_seed(zlib.crc32(f"{seed}/{key}".encode()))
-    image = torch.empty(3, 42, 70)
-    expected = [RandomResizedCrop.get_params(image, [0.08, 1], [3 / 4, 4 / 3]) for _ in range(5)]
-    assert_close(boxes, torch.tensor([(x, y, x + w, y + h) for y, x, h, w in expected]).float())
 
+def test_a_check_never_touches_torchs_own_generator(painted, monkeypatch):
+    """It used to seed it for each image, and to put it back: a race with whatever else draws meanwhile."""
 
-def test_drawing_crops_leaves_the_generator_as_it_was():
+    def never(*_):
+        pytest.fail("torch's own generator was changed")
+
+    monkeypatch.setattr(torch, "set_rng_state", never)
+    monkeypatch.setattr(torch, "manual_seed", never)
     before = torch.get_rng_state()
-    draw_crops(42, 70, 5, seed=0, key="a.png")
+    run(painted, model=colour_annotator(), crops=30, boxes=painted / "boxes")
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -249,7 +257,7 @@ def test_a_head_that_does_not_commute_is_reported_with_its_error(painted):
     for path in (painted / "data").rglob("*.png"):
         pixels = np.array(Image.open(path).resize((SIZE, SIZE), Image.Resampling.BILINEAR))
         image = annotator.normalise(torch.from_numpy(pixels).permute(2, 0, 1)[None])
-        own, mean = annotator.head.model(image), annotator(image).mean((2, 3))
+        own, mean = annotator.whole(image), annotator(image).mean((2, 3))
         errors.append(float((mean - own).abs().max() / own.abs().max()))
     assert min(errors) > 1e-2
     assert any(abs(report.commuting.relative_error - error) < 1e-6 for error in errors)
@@ -356,3 +364,40 @@ def test_weights_that_cannot_be_fetched_name_no_option_that_check_does_not_have(
     with pytest.raises(TorchRelabelError, match=r"give a file of weights with --checkpoint\..*") as caught:
         run(painted, model="resnet10t")
     assert "torchrelabel annotate --no-pretrained" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"model": "resnet5O"}, "knows no model 'resnet5O'"),
+        ({"model": "resnet10t", "checkpoint": "/no/such.pth"}, "There is no checkpoint '/no/such.pth'"),
+        ({"model": "resnet10t", "device": "bogus"}, "There is no device 'bogus'"),
+        ({"model": "resnet10t", "strip_prefix": "net."}, "says where weights lie in a checkpoint, and there is none"),
+    ],
+)
+def test_a_wrong_model_is_refused_before_the_images_are_listed(painted, monkeypatch, options, words):
+    monkeypatch.setattr("torchrelabel.check.run.find_images", lambda *_, **__: pytest.fail("images were listed"))
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        run(painted, **options)
+
+
+def test_a_store_of_a_model_that_timm_cannot_build_says_how_to_give_it(tmp_path):
+    with LabelStoreWriter(tmp_path / "m", num_classes=2, top_k=1, annotator={"model": "mine", "weights": "given"}) as w:
+        w.put("a/x.png", np.ones((1, 1, 1)), np.ones((1, 1, 1), int))
+    with pytest.raises(ValueError, match=r"made by mine, a model of its maker's own.*model=Annotator.from_model\("):
+        check(tmp_path / "m", tmp_path, checkpoint=tmp_path / "w.pth")
+
+
+def test_images_are_turned_for_a_check_as_they_were_for_their_maps(painted, tmp_path):
+    """Maps of images that were turned, checked on images that are not, would seem swapped."""
+    (tmp_path / "data").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for number, path in enumerate(sorted((painted / "data").rglob("*.png"))):
+        with Image.open(path) as image:
+            image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "data" / f"{number}.png", exif=exif)
+    annotator = colour_annotator()
+    annotate(tmp_path / "data", tmp_path / "m", model=annotator, exif="apply", workers=0, progress=False)
+    report = check(tmp_path / "m", tmp_path / "data", model=annotator, crops=120)
+    (cells,) = (each for each in report.orientation if each.evidence == "cells")
+    assert (report.faults, cells.score_as_stored) == ([], 1.0)

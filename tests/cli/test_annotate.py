@@ -98,7 +98,7 @@ def test_a_bad_image_whose_name_is_not_utf_8_is_listed(folder: Path, store: Path
     Path(os.fsdecode(os.fsencode(folder) + b"/\xff.png")).write_bytes(b"no image")
     result = annotate(folder, "-o", store)
     assert result.exit_code == 3
-    assert r"failed: \udcff.png: " in result.stdout
+    assert r"failed: \xff.png: " in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -119,6 +119,20 @@ def test_an_error_is_one_message_on_stderr_and_status_one(
     assert result.stdout == ""
     assert words in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_data_set_whose_images_have_no_names_is_an_error_of_one_message(
+    folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It used to be a traceback."""
+
+    def refuse(*_: Any) -> None:
+        raise TypeError("timm reads 'tfds/x' in sequence and does not tell the names of its images")
+
+    monkeypatch.setattr(torchrelabel.annotate.run, "read_dataset", refuse)
+    result = annotate(folder, "-o", store, "--dataset", "tfds/x")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "Error: timm reads 'tfds/x' in sequence" in result.stderr
 
 
 def test_other_settings_are_an_error_that_names_them(folder: Path, store: Path) -> None:
@@ -177,6 +191,24 @@ def test_a_checkpoint_is_annotated_with_statistics_that_are_said(folder: Path, s
         "Images are resized with bicubic and normalised with mean 0.485 0.456 0.406 and std 0.4 0.5 0.6. If the "
         "checkpoint was trained with others, say so: --interpolation, --mean, --std." in result.stderr
     )
+
+
+def test_where_the_weights_lie_can_be_said(folder: Path, store: Path) -> None:
+    state = timm.create_model("resnet10t", num_classes=7).state_dict()
+    both = {f"{name}.{key}": value for name in ("net", "ema_net") for key, value in state.items()}
+    torch.save({"mine": both}, folder.parent / "w.ckpt")
+    options = ["-o", store, "--checkpoint", folder.parent / "w.ckpt", "--state-dict-key", "mine"]
+    assert "--strip-prefix ema_net." in annotate(folder, *options).stderr
+    result = annotate(folder, *options, "--strip-prefix", "net.")
+    assert result.exit_code == 0, result.stderr
+    assert LabelStore(store).header.num_classes == 7
+
+
+def test_exif_and_files_that_are_no_images_are_told_in_json(folder: Path, store: Path) -> None:
+    (folder / "note.txt").touch()
+    figures = json.loads(annotate(folder, "-o", store, "--exif", "apply", "--json").stdout)
+    assert (figures["exif_turned"], figures["deep"], figures["left_out"]) == (0, 0, {".txt": 1})
+    assert LabelStore(store).header.annotator["exif"] == "apply"
 
 
 def test_the_traceback_is_there_for_whoever_asks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

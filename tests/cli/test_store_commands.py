@@ -111,7 +111,7 @@ def test_verify_of_a_store_that_lost_a_shard_names_it(inside):
 
 @pytest.mark.parametrize("crop", ["0,0,1,1", "0,0,0.333,1"])
 def test_show_draws_a_picture_and_prints_the_label_of_the_crop(inside, crop):
-    result = invoke("show", KEYS[1], "--crop", crop, "--fill", "residual")
+    result = invoke("show", "maps.lmdb", ".", KEYS[1], "--crop", crop, "--fill", "residual")
     assert result.exit_code == 0, result.stderr
     assert (inside / "label-map.svg").read_text().startswith("<?xml")
     top = result.stdout.splitlines()[1]
@@ -119,9 +119,9 @@ def test_show_draws_a_picture_and_prints_the_label_of_the_crop(inside, crop):
 
 
 def test_show_names_a_class_and_its_index_in_words_in_json_and_in_the_picture(inside):
-    entry = json.loads(invoke("show", KEYS[1], "--json", "--crop", "0,0,0.333,1").stdout)["label"][0]
+    entry = json.loads(invoke("show", "maps.lmdb", ".", KEYS[1], "--json", "--crop", "0,0,0.333,1").stdout)["label"][0]
     assert (entry["class"], entry["name"]) == (3, "class 3")
-    assert "<!-- 3 class 3: in the crop" in (inside / "label-map.svg").read_text()
+    assert "<!-- 3 class 3 -->" in (inside / "label-map.svg").read_text()
 
 
 def test_show_guesses_no_names_of_a_store_without_them(inside):
@@ -129,40 +129,88 @@ def test_show_guesses_no_names_of_a_store_without_them(inside):
     PIL.Image.new("RGB", (17, 11)).save(image)
     with LabelStoreWriter(inside / "old.lmdb", num_classes=1000, top_k=1, annotator={"model": "resnet50"}) as writer:
         writer.put("x.png", np.full((1, 2, 3), 9.0), np.full((1, 2, 3), 967))
-    assert invoke("show", "x.png", "--store", "old.lmdb").stdout.splitlines()[1].split()[1:] == ["967"]
-    (entry,) = json.loads(invoke("show", "x.png", "--store", "old.lmdb", "--json").stdout)["label"]
+    assert invoke("show", "old.lmdb", ".", "x.png").stdout.splitlines()[1].split()[1:] == ["967"]
+    (entry,) = json.loads(invoke("show", "old.lmdb", ".", "x.png", "--json").stdout)["label"]
     assert (entry["class"], entry["name"]) == (967, None)
-    assert "<!-- 967: in the crop" in (inside / "label-map.svg").read_text()
+    assert "<!-- 967 -->" in (inside / "label-map.svg").read_text()
     assert "class names -" in " ".join(invoke("info", "old.lmdb").stdout.split())
     assert json.loads(invoke("info", "old.lmdb", "--json").stdout)["class_names"] is None
 
 
+@pytest.mark.parametrize("typed", ["./{key}", "{root}/{key}", "{folder}/{key}", "002.Grün/../{key}"])
+def test_show_finds_a_key_however_it_is_typed(inside, typed):
+    typed = typed.format(key=KEYS[1], root=inside, folder=inside.name)
+    result = invoke("show", "maps.lmdb", inside, typed)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.startswith(f"label-map.svg: {KEYS[1]}, crop ")
+
+
+def test_show_of_several_images_is_a_gallery(inside):
+    result = invoke("show", "maps.lmdb", ".", *KEYS, "--json", "-o", "gallery.svg")
+    assert [entry["key"] for entry in json.loads(result.stdout)] == KEYS
+    picture = (inside / "gallery.svg").read_text()
+    assert all(f"<!-- {key} -->" in picture for key in KEYS)
+
+
+def test_show_of_random_images_chooses_the_same_by_the_same_seed(inside):
+    def chosen(seed):
+        result = invoke("show", "maps.lmdb", ".", "--random", "1", "--seed", str(seed), "--json")
+        return json.loads(result.stdout)["key"]
+
+    assert chosen(3) == chosen(3)
+    assert {chosen(seed) for seed in range(6)} == set(KEYS)
+    result = invoke("show", "maps.lmdb", ".", "--random", "12", "--json")
+    assert [entry["key"] for entry in json.loads(result.stdout)] == KEYS  # there are no more
+
+
+@pytest.mark.parametrize("arguments", [[], [KEYS[0], "--random", "2"]])
+def test_show_wants_keys_or_a_number(inside, arguments):
+    result = invoke("show", "maps.lmdb", ".", *arguments)
+    assert result.exit_code == 2
+    assert "Name the images to draw (KEY ...), or give --random N, and not both." in " ".join(result.stderr.split())
+
+
+def test_show_turns_an_image_as_it_was_turned_for_its_map(inside):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    PIL.Image.new("RGB", (17, 11)).save(inside / "turned.jpg", exif=exif)
+    for name, annotator in (("ignored", {}), ("applied", {"exif": "apply"})):
+        with LabelStoreWriter(inside / f"{name}.lmdb", num_classes=9, top_k=1, annotator=annotator) as writer:
+            writer.put("turned.jpg", np.full((1, 2, 3), 9.0), np.full((1, 2, 3), 7))
+        invoke("show", f"{name}.lmdb", ".", "turned.jpg", "-o", f"{name}.png")
+    shapes = []
+    for name in ("ignored", "applied"):
+        with PIL.Image.open(inside / f"{name}.png") as picture:
+            shapes.append(picture.width / picture.height)
+    assert shapes[0] > shapes[1]
+
+
 def test_a_picture_in_the_annotated_folder_does_not_become_one_of_its_images(inside):
-    invoke("show", KEYS[1])
+    invoke("show", "maps.lmdb", ".", KEYS[1])
     assert invoke("verify", "--data", ".").exit_code == 0
 
 
 def test_show_of_an_unknown_key_names_the_nearest(inside):
-    result = invoke("show", "z.png")
+    result = invoke("show", "maps.lmdb", ".", "z.png")
     assert result.exit_code == 1
     assert KEYS[1] in result.stderr
 
 
-def test_show_without_the_image_says_which_option_helps(inside):
-    result = invoke("show", KEYS[1], "--data", "elsewhere")
+def test_show_without_the_image_says_what_helps(inside):
+    result = invoke("show", "maps.lmdb", "elsewhere", KEYS[1])
     assert result.exit_code == 1
-    assert "--data" in result.stderr
+    assert "Give the folder that was annotated into " in result.stderr
 
 
 def test_a_crop_that_is_no_box_is_wrong_use(inside):
-    result = invoke("show", KEYS[1], "--crop", "left")
+    result = invoke("show", "maps.lmdb", ".", KEYS[1], "--crop", "left")
     assert result.exit_code == 2
     assert "'left' is not four numbers separated by commas" in result.stderr
 
 
 @pytest.mark.parametrize("crop", ["10,10,50,50", "2,2,3,3", "1,0,0,1", "0,0,0,1", "-0.1,0,1,1", "nan,0,1,1"])
 def test_a_crop_that_is_not_in_fractions_of_the_image_is_wrong_use(inside, crop):
-    result = invoke("show", KEYS[1], "--crop", crop)
+    result = invoke("show", "maps.lmdb", ".", KEYS[1], "--crop", crop)
     assert result.exit_code == 2
     assert "fractions of the image's width and height, 0 <= X1 < X2 <= 1 and 0 <= Y1 < Y2 <= 1" in result.stderr
     assert not (inside / "label-map.svg").exists()
@@ -178,14 +226,17 @@ def test_a_crop_that_is_not_in_fractions_of_the_image_is_wrong_use(inside, crop)
 )
 def test_a_picture_that_cannot_be_written_is_wrong_use_before_anything_is_read(tmp_path, output, words, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for command in (["show", "x", "-o", output], ["check", "none.lmdb", ".", "--boxes", ".", "--plot", output]):
+    for command in (
+        ["show", "none.lmdb", ".", "x", "-o", output],
+        ["check", "none.lmdb", ".", "--boxes", ".", "--plot", output],
+    ):
         result = invoke(*command)
         assert result.exit_code == 2
         assert words in " ".join(result.stderr.split())
 
 
 @pytest.mark.parametrize(
-    "command", [["info"], ["verify"], ["show", KEYS[1]], ["check", "maps.lmdb", ".", "--boxes", "."]]
+    "command", [["info"], ["verify"], ["show", "maps.lmdb", ".", KEYS[1]], ["check", "maps.lmdb", ".", "--boxes", "."]]
 )
 def test_an_interrupt_is_status_130_in_every_command(inside, command, monkeypatch):
     def interrupt(*_, **__):
@@ -207,7 +258,7 @@ def test_a_name_that_the_font_lacks_is_drawn_without_a_word(inside, output):
     ) as writer:
         classes = np.array([np.zeros((2, 3), int), np.ones((2, 3), int)])
         writer.put("001.\u732b/x.png", np.array([np.full((2, 3), 9.0), np.zeros((2, 3))]), classes)
-    result = invoke("show", "001.\u732b/x.png", "--store", "cjk.lmdb", "-o", output)  # warnings are errors in tests
+    result = invoke("show", "cjk.lmdb", ".", "001.\u732b/x.png", "-o", output)  # warnings are errors in tests
     assert result.exit_code == 0, result.exception
     assert (inside / output).exists()
     assert result.stderr == ""

@@ -17,7 +17,7 @@ from torch.testing import assert_close
 
 from tests.annotate.models import make_model
 from tests.evaluate.painted import SIZE, Grey, classifier
-from torchrelabel.annotate.annotator import BuiltModel
+from torchrelabel.annotate.timm_models import BuiltModel
 from torchrelabel.errors import TorchRelabelError, UnsupportedModel
 from torchrelabel.evaluate.classifier import Classifier
 from torchrelabel.evaluate.loading import load_classifier
@@ -72,6 +72,19 @@ def test_a_model_of_torchvisions_sees_what_its_preset_shows_it(tmp_path: Path) -
     image = photograph(301, 410)
     with torch.no_grad():
         assert_close(scores_of(ours, image), model(preset(image)[None]), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "torchvision:shufflenet_v2_x0_5"])
+def test_a_prefix_of_the_names_in_a_checkpoint_is_dropped_and_that_is_said(tmp_path: Path, name: str) -> None:
+    model = (
+        torchvision.models.shufflenet_v2_x0_5(num_classes=6)
+        if name.startswith("torchvision")
+        else make_model(name, num_classes=6)
+    )
+    torch.save({"state_dict": {f"net.{key}": value for key, value in model.state_dict().items()}}, tmp_path / "w.pth")
+    ours = load_classifier(name, tmp_path / "w.pth", image_size=32, device="cpu")
+    assert ours.num_classes == 6
+    assert "begin with 'net.', which was dropped" in ours.notes[0]
 
 
 def test_a_name_that_both_libraries_know_is_timms_unless_torchvision_is_said() -> None:
@@ -173,7 +186,7 @@ def test_a_file_that_is_no_export_is_an_error(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_model_is_an_error_that_says_what_differs(tmp_path: Path) -> None:
     torch.save(torchvision.models.shufflenet_v2_x1_0(num_classes=6).state_dict(), tmp_path / "w.pth")
-    with pytest.raises(TorchRelabelError, match="does not fit shufflenet_v2_x0_5:"):
+    with pytest.raises(TorchRelabelError, match=r"does not fit shufflenet_v2_x0_5\."):
         load_classifier("shufflenet_v2_x0_5", tmp_path / "w.pth")
 
 

@@ -90,7 +90,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_an_archive_is_to_be_extracted_first(tmp_path: Path) -> None:
-    with pytest.raises(NotADirectoryError, match=r"is a file, and this format is a folder of \.pt files\. Extract"):
+    with pytest.raises(NotADirectoryError, match=r"is a file\. This format is a folder of \.pt files: extract"):
         find_map_files(touch(tmp_path, "relabel_imagenet.tar") / "relabel_imagenet.tar")
 
 

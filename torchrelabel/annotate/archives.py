@@ -72,7 +72,7 @@ def read_dataset(name: str, root: str | os.PathLike[str] | None = None, split: s
         split: Which part of the data set.
 
     Raises:
-        TypeError: If its images have no names, or can only be read one after the other.
+        TypeError: If its images have no names, or can only be read in sequence.
         ValueError: If two images have one name, or timm cannot make anything of the arguments.
         OSError: If a shard cannot be read.
     """
@@ -92,11 +92,12 @@ def read_dataset(name: str, root: str | os.PathLike[str] | None = None, split: s
         return _read_shards(reader, Path(root or name))
     if isinstance(dataset, IterableDataset) or not hasattr(reader, "filename"):
         raise TypeError(
-            f"timm reads {name!r} one image after the other and does not tell their names, so that label maps would "
+            f"timm reads {name!r} in sequence and does not tell the names of its images, so that label maps would "
             f"have no keys. Use a folder, a tar file, wds/ or hfds/."
         )
     numbers: dict[str, int] = {}
-    for number, key in enumerate(_below_one_folder([reader_key(reader, number) for number in range(len(dataset))])):
+    names = [_without_dot(reader_key(reader, number)) for number in range(len(dataset))]
+    for number, key in enumerate(_below_one_folder(names)):
         if key in numbers:
             raise ValueError(
                 f"Images {numbers[key]} and {number} of {name!r} are both called {key!r}, and a label map is found by "
@@ -150,6 +151,13 @@ def _samples(shard: str) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
             f"{shard} cannot be read as a tar file without compression: {error}. Unpack it, or copy it again."
         ) from error
     yield stem, files
+
+
+def _without_dot(name: str) -> str:
+    """A name as the folder would give it, of an archive that ``tar -C folder .`` has packed."""
+    while name.startswith("./"):
+        name = name[2:].lstrip("/")
+    return name
 
 
 def _below_one_folder(names: list[str]) -> list[str]:

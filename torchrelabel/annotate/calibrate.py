@@ -14,7 +14,7 @@ from torch.nn.functional import kl_div
 
 from torchrelabel.annotate.annotator import Annotator
 from torchrelabel.annotate.crops import draw_crops, pool_crops
-from torchrelabel.annotate.images import ImagesFound, load_image, squashed
+from torchrelabel.annotate.images import ImagesFound, exif_of, load_image, squashed
 from torchrelabel.calibration import Calibration
 from torchrelabel.data.records import label_map_of
 from torchrelabel.errors import DamagedRecord
@@ -176,7 +176,7 @@ def _look(
         try:
             record = store[key]
             with found.open(key) as file:
-                image = load_image(file)
+                image = load_image(file, exif_of(store.header))
         except DamagedRecord:
             raise
         except Exception:  # an image that is gone or damaged since; PIL raises nearly anything

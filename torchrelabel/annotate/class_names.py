@@ -40,7 +40,7 @@ def choose_class_names(
         given: Names that were asked for.
 
     Returns:
-        A name for each class, all different; None if nobody knows.
+        A name for each class, all different; None if that is unknown.
 
     Raises:
         ValueError: If others than C names were given.

@@ -6,7 +6,7 @@ Shape words: N images, d feature channels, h, w cells, C classes, L tokens, P pr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -63,6 +63,7 @@ class CellHead:
         grid: ``(h, w)`` in cells, at ``image_size``.
         prefix_tokens: P, the class and register tokens in front of the patch tokens.
         num_classes: C.
+        stride: Side in pixels of what one cell stands for, where the model tells; None otherwise.
         commutes: Whether the mean over the cells of noise is what the head says of their pooled features.
 
     Raises:
@@ -100,6 +101,7 @@ class CellHead:
             self.commutes = self._commutes_on(features)
         self.channels = int(features.shape[1 if self.layout == "NCHW" else -1])
         self.num_classes = int(logits.shape[-1])
+        self.stride = self._stride(image_size)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Classify every cell.
@@ -161,6 +163,14 @@ class CellHead:
                 f"{side} x {side} px. Give a multiple of {side}."
             )
 
+    def _stride(self, image_size: int) -> int | None:
+        """What timm notes beside the last stage of a model, if the grid is what follows from it."""
+        try:
+            stride = int(self.model.feature_info[-1]["reduction"])
+        except (AttributeError, TypeError, KeyError, IndexError, ValueError):
+            return None
+        return stride if stride > 0 and self.grid[0] in (image_size // stride, -(-image_size // stride)) else None
+
     def features(self, images: Tensor) -> Tensor:
         """The model's last features, in its own layout, of normalised images ``[N, 3, S, S]``.
 
@@ -170,7 +180,8 @@ class CellHead:
         if not (hasattr(self.model, "forward_features") and hasattr(self.model, "forward_head")):
             raise UnsupportedModel(
                 f"{self.name} has no forward_features and forward_head, which timm's classifiers have. "
-                f"Models that work: {_MODELS_THAT_WORK}."
+                f"Annotator.from_model(features=..., head=..., ...) takes any other module. Models that work: "
+                f"{_MODELS_THAT_WORK}."
             )
         features = self.model.forward_features(images)
         if not isinstance(features, Tensor):
@@ -197,7 +208,7 @@ class CellHead:
                     f"{self.name} sees an image of {image_size} x {image_size} px as one cell, which says nothing "
                     f"about places. Give a larger size."
                 )
-            # CoaT says nothing about its class token, so without a word from the model none and one are tried.
+            # CoaT says nothing about its class token, so where the model does not tell, none and one are tried.
             for prefix in (int(getattr(self.model, "num_prefix_tokens", 0)), 0, 1):
                 side = math.isqrt(max(0, shape[1] - prefix))
                 # A single token is the class token alone (PiT), which says nothing about places.
@@ -234,6 +245,54 @@ class CellHead:
                 f"Models that work: {_MODELS_THAT_WORK}."
             )
         return logits
+
+
+class TwoParts(nn.Module):
+    """A classifier in the two parts that a `CellHead` calls.
+
+    Args:
+        features: From images to their last features.
+        head: From features to class scores.
+        model: What both belong to; None if they are modules themselves.
+        prefix_tokens: P.
+
+    Raises:
+        TypeError: If there is no module at all.
+    """
+
+    def __init__(
+        self,
+        features: Callable[[Tensor], Tensor],
+        head: Callable[[Tensor], Tensor],
+        model: nn.Module | None = None,
+        prefix_tokens: int = 0,
+    ) -> None:
+        super().__init__()
+        for part, what in ((features, "features"), (head, "head")):
+            if not callable(part):
+                raise TypeError(f"{what} must be a module or a function, got {type(part).__name__}.")
+        modules = [part for part in (features, head) if isinstance(part, nn.Module)]
+        if model is None and len(modules) < 2:
+            raise TypeError(
+                "features and head are functions, so that their weights are unknown. Give the module that they "
+                "belong to, too: model=."
+            )
+        # Held as modules, they are moved and put into eval mode with this one, and their weights are its own.
+        self.of = nn.ModuleList(modules if model is None else [model, *modules])
+        self.parts = (features, head)  # a tuple, which registers nothing once more
+        self.num_prefix_tokens = prefix_tokens
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """The last features of normalised images ``[N, 3, S, S]``."""
+        return self.parts[0](images)
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Class scores ``[N, C]``."""
+        return self.parts[1](features)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Class scores ``[N, C]``."""
+        return self.forward_head(self.forward_features(images))
 
 
 def _compared(mean: Tensor, own: Tensor) -> Commuting:

@@ -5,17 +5,30 @@ from __future__ import annotations
 import os
 import stat
 import warnings
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from torchrelabel.folders import walk
+from torchrelabel.store import StoreHeader
+from torchrelabel.store.layout import is_store_file
+
+Exif = Literal["ignore", "apply"]
+
+# What Pillow reads beyond torchvision's list, where it was built for it, of the formats that photographs come in.
+_MORE_EXTENSIONS = (".apng", ".avif", ".avifs", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpx")
+# How files begin that are images whatever they are called.
+_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
+_EXIF_ORIENTATION = 0x0112
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -37,17 +50,28 @@ class ImagesFound:
         class_to_idx: Class folders (those that hold images) to indices, as torchvision's ``ImageFolder`` numbers them;
             None for a flat folder.
         problems: Folders that could not be looked into, as (path, reason).
+        left_out: How many files are no images, by their extensions (``""`` for none).
     """
 
     root: Path
     keys: list[str]
     class_to_idx: dict[str, int] | None
     problems: list[tuple[str, str]]
+    left_out: Mapping[str, int] = field(default_factory=dict, kw_only=True)
 
     def class_of(self, key: str) -> int | None:
         """Return the index of the class folder that an image lies in; None if it lies in none."""
         folder, separator, _ = key.partition("/")
         return self.class_to_idx.get(folder) if self.class_to_idx and separator else None
+
+    def folders_are_classes(self, num_classes: int) -> bool:
+        """Whether there is one class folder for each of so many classes."""
+        folders = self.class_to_idx
+        return (
+            folders is not None
+            and len(folders) == num_classes
+            and any(self.class_of(key) is not None for key in self.keys[:1])
+        )
 
     def open(self, key: str) -> IO[bytes]:
         """Open an image.
@@ -61,8 +85,8 @@ class ImagesFound:
 def find_images(root: str | os.PathLike[str], skip: Iterable[str | os.PathLike[str]] = ()) -> ImagesFound:
     """Find the images of a folder and of the folders in it.
 
-    Files count by their extension, as in torchvision, hidden ones too. Links to folders are followed; one that leads
-    back to a folder it lies in is reported instead.
+    Files count by their extension: torchvision's, and those that Pillow reads besides (.gif, .avif, ...). A file
+    without any counts if it begins as images do. Hidden files count too.
 
     Args:
         root: The folder.
@@ -72,66 +96,93 @@ def find_images(root: str | os.PathLike[str], skip: Iterable[str | os.PathLike[s
         FileNotFoundError: If there is no such folder.
         NotADirectoryError: If it is a file.
     """
-    root = Path(root)
-    if not root.exists():
-        raise FileNotFoundError(f"There is no folder {str(root)!r}.")
-    if not root.is_dir():
-        raise NotADirectoryError(f"{str(root)!r} is a file. Give the folder that holds the images.")
-    skipped = {os.path.realpath(path) for path in skip}
+    files = walk(root, skip=skip, advice="Give the folder that holds the images.")
+    extensions = (*IMG_EXTENSIONS, *_more_extensions())
     keys: list[str] = []
-    problems: list[tuple[str, str]] = []
-    # Folders still to look into: key prefix, and the real paths of the folder and of all above it.
-    waiting: list[tuple[str, frozenset[str]]] = [("", frozenset({os.path.realpath(root)}))]
-    while waiting:
-        prefix, above = waiting.pop()
-        try:
-            # Closed before the next folder is opened, so that depth does not cost file handles.
-            with os.scandir(os.path.join(root, prefix)) as entries:
-                here = [(entry.name, _is_folder(entry)) for entry in entries]
-        except OSError as error:
-            problems.append((prefix.rstrip("/") or str(root), error.strerror or str(error)))
+    left_out: Counter[str] = Counter()
+    for name in files.names:
+        # A broken link counts as an image here, and fails by name when it is loaded.
+        if name.lower().endswith(extensions):
+            keys.append(name)
             continue
-        for name, is_folder in here:
-            if not is_folder:
-                # A broken link counts as an image here, and fails by name when it is loaded.
-                if name.lower().endswith(IMG_EXTENSIONS):
-                    keys.append(prefix + name)
-                continue
-            real = os.path.realpath(os.path.join(root, prefix, name))
-            if real in skipped:
-                continue
-            if real in above:
-                problems.append((prefix + name, f"a link back to {real}, which it lies in"))
-                continue
-            waiting.append((f"{prefix}{name}/", above | {real}))
+        extension = os.path.splitext(name)[1].lower()
+        if not extension and _begins_as_an_image(os.path.join(root, name)):
+            keys.append(name)
+        elif not is_store_file(os.path.basename(name)):
+            left_out[extension] += 1
     class_folders = sorted({key.partition("/")[0] for key in keys if "/" in key})
     class_to_idx = {name: index for index, name in enumerate(class_folders)} or None
-    return ImagesFound(root, sorted(keys), class_to_idx, sorted(problems))
+    return ImagesFound(Path(root), keys, class_to_idx, files.problems, left_out=left_out)
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _more_extensions() -> tuple[str, ...]:
+    readable = Image.registered_extensions()
+    return tuple(extension for extension in _MORE_EXTENSIONS if readable.get(extension) in Image.OPEN)
+
+
+def _begins_as_an_image(path: str) -> bool:
     try:
-        return entry.is_dir()
-    except OSError:  # a link to itself is no folder, and no reason to lose the files beside it
+        with _open_regular(path) as file:
+            beginning = file.read(12)
+    except OSError:
         return False
+    return beginning.startswith(_BEGINNINGS) or (beginning[:4] == b"RIFF" and beginning[8:] == b"WEBP")
 
 
-def load_image(file: IO[bytes]) -> Image.Image:
-    """Load an image as torchvision's ``pil_loader`` does (RGB, EXIF rotation ignored).
+class PhotoFacts(NamedTuple):
+    """What a label map needs to know of the image it was made of.
+
+    Attributes:
+        width: In pixels, as it was annotated.
+        height: In pixels, as it was annotated.
+        exif_turned: Whether its EXIF orientation says that it be turned, or mirrored, to be looked at.
+        deep: Whether it has 16 bits a channel, scaled to 8.
+    """
+
+    width: int
+    height: int
+    exif_turned: bool = False
+    deep: bool = False
+
+
+def read_image(file: IO[bytes], exif: Exif = "ignore") -> tuple[Image.Image, PhotoFacts]:
+    """Load an image in RGB, and what is to be known of it.
+
+    It is what torchvision's ``pil_loader`` gives, but for images of one channel of 16 bits: these are scaled, where
+    Pillow's ``convert("RGB")`` makes all of them white.
 
     Args:
         file: The open file.
+        exif: Whether an EXIF orientation is followed; torchvision's loader ignores it.
 
     Raises:
         OSError: If it is not an image.
         Exception: Whatever else PIL raises for damaged files.
     """
     with Image.open(file) as image:
-        rgb: Image.Image = image.convert("RGB")
-    return rgb
+        image.load()  # of TIFF files, Pillow follows the orientation here, whoever asks
+        turned = _is_turned(image)
+        deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+        upright = ImageOps.exif_transpose(image) if turned and exif == "apply" else image
+        if deep:
+            shown = _from_16_bits(upright)
+        else:
+            _refuse_unknown_white(upright)
+            shown = upright.convert("RGB")
+    return shown, PhotoFacts(shown.width, shown.height, turned, deep)
 
 
-def open_image(path: str | os.PathLike[str]) -> Image.Image:
+def load_image(file: IO[bytes], exif: Exif = "ignore") -> Image.Image:
+    """The image alone, of what `read_image` gives.
+
+    Raises:
+        OSError: If it is not an image.
+        Exception: Whatever else PIL raises for damaged files.
+    """
+    return read_image(file, exif)[0]
+
+
+def open_image(path: str | os.PathLike[str], exif: Exif = "ignore") -> Image.Image:
     """Load an image of a folder as `load_image` does.
 
     Raises:
@@ -139,7 +190,37 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
         Exception: Whatever else PIL raises for damaged files.
     """
     with _open_regular(path) as file:
-        return load_image(file)
+        return load_image(file, exif)
+
+
+def exif_of(header: StoreHeader) -> Exif:
+    """How the images of a store were opened."""
+    return "apply" if header.annotator.get("exif") == "apply" else "ignore"
+
+
+def _is_turned(image: Image.Image) -> bool:
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION) in range(2, 9)
+    except Exception:  # damaged EXIF data, which torchvision's loader does not even look at
+        return False
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    """An image of one channel of 16 bits in RGB; Pillow would cut its numbers off at 255."""
+    values = np.asarray(image).astype(np.uint32)
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+
+
+def _refuse_unknown_white(image: Image.Image) -> None:
+    """Refuse an image of 32 bits a channel that would be cut off at 255."""
+    if image.mode != "I":
+        return
+    lowest, highest = image.getextrema()
+    if isinstance(lowest, (int, float)) and isinstance(highest, (int, float)) and not 0 <= lowest <= highest <= 255:
+        raise OSError(
+            f"its pixels are numbers from {lowest} to {highest}, and nothing tells which is white; save it with 8 or "
+            f"16 bits"
+        )
 
 
 def _open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
@@ -189,6 +270,7 @@ class LoadedImage:
         key: Its path relative to the root.
         pixels: ``[3, S, S]`` uint8; None if it could not be loaded.
         enlarged: The same at another size, if asked for.
+        facts: Its size, and what else there is to know.
         reason: Why not.
         warnings: What PIL warned about.
     """
@@ -196,6 +278,7 @@ class LoadedImage:
     key: str
     pixels: Tensor | None = None
     enlarged: Tensor | None = None
+    facts: PhotoFacts | None = None
     reason: str = ""
     warnings: list[str] = field(default_factory=list)
 
@@ -208,6 +291,7 @@ class LoadedBatch:
         keys: N keys.
         pixels: ``[N, 3, S, S]`` uint8.
         enlarged: The same at another size, if asked for.
+        facts: Their sizes, and what else there is to know, N of them.
         failures: Key and reason of those that could not be loaded.
         warnings: Key and text of what PIL warned about.
     """
@@ -215,6 +299,7 @@ class LoadedBatch:
     keys: list[str]
     pixels: Tensor
     enlarged: Tensor | None
+    facts: list[PhotoFacts]
     failures: list[tuple[str, str]]
     warnings: list[tuple[str, str]]
 
@@ -233,6 +318,7 @@ class ImagesToAnnotate(Dataset[LoadedImage]):
         size: S in pixels.
         interpolation: How they are resized.
         enlarged_size: Another size at which they are asked for too, in pixels.
+        exif: Whether an EXIF orientation is followed.
     """
 
     def __init__(
@@ -242,6 +328,7 @@ class ImagesToAnnotate(Dataset[LoadedImage]):
         size: int,
         interpolation: str,
         enlarged_size: int | None = None,
+        exif: Exif = "ignore",
     ) -> None:
         check_interpolation(interpolation)
         self.found = replace(found, keys=[])  # a worker that is spawned need not get all the keys twice
@@ -249,6 +336,7 @@ class ImagesToAnnotate(Dataset[LoadedImage]):
         self.size = size
         self.interpolation = interpolation
         self.enlarged_size = enlarged_size
+        self.exif: Exif = exif
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -260,12 +348,13 @@ class ImagesToAnnotate(Dataset[LoadedImage]):
             warnings.simplefilter("always")
             try:
                 with self.found.open(key) as file:
-                    image = load_image(file)
+                    image, facts = read_image(file, self.exif)
                 pixels = self.seen(image)
                 larger = self.enlarged_size and squashed(image, self.enlarged_size, self.interpolation)
             except Exception as error:  # PIL raises nearly anything for damaged files: OSError, SyntaxError, ...
-                return LoadedImage(key, reason=_reason(error), warnings=_texts(caught))
-        return LoadedImage(key, pixels, larger if isinstance(larger, Tensor) else None, warnings=_texts(caught))
+                return LoadedImage(key, reason=reason_of(error), warnings=_texts(caught))
+        enlarged = larger if isinstance(larger, Tensor) else None
+        return LoadedImage(key, pixels, enlarged, facts, warnings=_texts(caught))
 
     def seen(self, image: Image.Image) -> Tensor:
         """What the model gets of an image: ``[3, S, S]``, uint8."""
@@ -280,12 +369,14 @@ def collate(images: list[LoadedImage]) -> LoadedBatch:
         keys=[image.key for image in images if image.pixels is not None],
         pixels=torch.stack(pixels) if pixels else torch.empty(0, 3, 0, 0, dtype=torch.uint8),
         enlarged=torch.stack(enlarged) if enlarged else None,
+        facts=[image.facts for image in images if image.facts is not None],
         failures=[(image.key, image.reason) for image in images if image.pixels is None],
         warnings=[(image.key, text) for image in images for text in image.warnings],
     )
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Why an image cannot be used, in one line."""
     if isinstance(error, FileNotFoundError):
         return "no such file, or a broken link"
     if isinstance(error, OSError) and error.strerror:

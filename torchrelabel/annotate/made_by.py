@@ -4,14 +4,33 @@ from __future__ import annotations
 
 import os
 from functools import partial
+from typing import Any
 
 import torch
 
-from torchrelabel.annotate.annotator import Annotator, canonical_name
+from torchrelabel.annotate.annotator import Annotator, check_request
+from torchrelabel.annotate.timm_models import canonical_name
 from torchrelabel.store import StoreHeader
 
 # What else than the model decides what it sees.
 _INPUT = ("image_size", "interpolation", "mean", "std")
+
+
+def check_annotator_of(
+    header: StoreHeader,
+    *,
+    model: str | Annotator | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> None:
+    """Refuse what `annotator_of` would refuse, as far as that is known before a model is built.
+
+    Raises:
+        TypeError, ValueError, FileNotFoundError, TorchRelabelError: As `annotator_of`.
+    """
+    if isinstance(model, Annotator):
+        return
+    check_request(_name_of(header, model), checkpoint=checkpoint, **options)
 
 
 def annotator_of(
@@ -19,6 +38,8 @@ def annotator_of(
     *,
     model: str | Annotator | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    state_dict_key: str | None = None,
+    strip_prefix: str | None = None,
     image_size: int | None = None,
     device: str | torch.device | None = None,
 ) -> Annotator:
@@ -30,6 +51,8 @@ def annotator_of(
             made the store gets the store's mean, std, interpolation and sizes, and the same random weights if they
             were random.
         checkpoint: Weights for it.
+        state_dict_key: Under which key of the checkpoint they lie.
+        strip_prefix: What stands in front of their names there.
         image_size: Side in pixels; the store's, or the model's own, if None.
         device: Where it runs; CUDA where there is one, if None.
 
@@ -37,15 +60,21 @@ def annotator_of(
         ValueError: If the store names no model, or the model has another number of classes.
     """
     if not isinstance(model, Annotator):
-        name = header.annotator.get("model") if model is None else model
-        if not isinstance(name, str):
-            raise ValueError("The store does not name the model that made it. Give model= beside the checkpoint.")
+        name = _name_of(header, model)
         made_by = header.annotator
         # Random weights are the same every time, as far as one release of timm and torch goes.
         random_weights = (
             checkpoint is None and made_by.get("weights") == "random" and canonical_name(name) == made_by.get("model")
         )
-        build = partial(Annotator.from_timm, name, pretrained=not random_weights, checkpoint=checkpoint, device=device)
+        build = partial(
+            Annotator.from_timm,
+            name,
+            pretrained=not random_weights,
+            checkpoint=checkpoint,
+            state_dict_key=state_dict_key,
+            strip_prefix=strip_prefix,
+            device=device,
+        )
         model = build(image_size=image_size)
         # The store's settings are right for the model that made it, and no other: a name may also be an alias.
         if model.name == made_by.get("model"):
@@ -65,13 +94,32 @@ def annotator_of(
     return model
 
 
+def _name_of(header: StoreHeader, model: str | None) -> str:
+    """The name of the model to be built.
+
+    Raises:
+        ValueError: If the store names none that timm could build.
+    """
+    if model is not None:
+        return model
+    name = header.annotator.get("model")
+    if not isinstance(name, str):
+        raise ValueError("The store does not name the model that made it. Give model= beside the checkpoint.")
+    if header.annotator.get("weights") == "given":
+        raise ValueError(
+            f"The store was made by {name}, a model of its maker's own, which timm cannot build. From Python, give the "
+            f"annotator itself: model=Annotator.from_model(...)."
+        )
+    return name
+
+
 def differences(annotator: Annotator, header: StoreHeader) -> list[str]:
     """What differs between the annotator and the one that made the store."""
     notes = []
     made_by, here = header.annotator, annotator.description()
     digest = made_by.get("weights_sha256")
     if digest is None:
-        notes.append("The store does not tell its annotator's weights, so nobody knows whether they are these.")
+        notes.append("The store does not tell its annotator's weights, so whether they are these is unknown.")
     elif digest != annotator.weights_sha256:
         notes.append(
             f"The weights are not those that made the store (SHA-256 {annotator.weights_sha256[:12]}..., there "

@@ -1,4 +1,4 @@
-"""Whether label maps say what they should: held to their annotator's view of crops, and to ground-truth boxes."""
+"""Whether label maps say what they should, by their annotator's view of crops, and by ground-truth boxes."""
 
 from torchrelabel.check.report import Report as Report
 from torchrelabel.check.run import check as check

@@ -12,7 +12,7 @@ from torch.nn.functional import kl_div
 
 from torchrelabel.annotate import Annotator, Commuting
 from torchrelabel.annotate.crops import draw_crops, pool_crops
-from torchrelabel.annotate.images import open_image, squashed
+from torchrelabel.annotate.images import exif_of, open_image, reason_of, squashed
 from torchrelabel.check.orientation import Vote, transposed
 from torchrelabel.data.records import label_map_of
 from torchrelabel.store import LabelStore
@@ -59,8 +59,8 @@ class Agreement:
         commuting: Whether the model's head gives the same before and after pooling.
         top_classes: What the model takes each whole image for, by key.
         votes: What the crops of each image say about the order of the axes.
-        cell_votes: The same of its cells, whose top class in the map is held to the model's in the same cell; of maps
-            of the whole image on the model's own grid.
+        cell_votes: The same of its cells, whose top class in the map is compared with the model's in the same cell; of
+            maps of the whole image on the model's own grid.
     """
 
     bands: tuple[Band, ...]
@@ -163,7 +163,7 @@ def _views(
     for key, count in keys:
         try:
             record = store[key]
-            image = open_image(os.path.join(root, key))
+            image = open_image(os.path.join(root, key), exif_of(store.header))
         except Exception as error:  # PIL raises nearly anything for damaged files
             broken[key] = reason_of(error)
             continue
@@ -189,14 +189,6 @@ def _views(
                 if number or annotator.map_size == annotator.image_size
                 else squashed(image, annotator.map_size, annotator.interpolation),
             )
-
-
-def reason_of(error: Exception) -> str:
-    """Why an image cannot be used, in one line."""
-    if isinstance(error, FileNotFoundError):
-        return "no such file, or a broken link"
-    # PIL puts the file object's repr into some messages: "cannot identify image file <_io.BufferedReader ...>".
-    return str(error).split(" <_io.")[0].strip() or type(error).__name__
 
 
 def _batches(views: Iterator[_View], size: int) -> Iterator[list[_View]]:

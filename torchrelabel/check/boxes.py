@@ -14,6 +14,9 @@ from pathlib import Path, PurePosixPath
 import torch
 from torch import Tensor
 
+from torchrelabel.folders import walk
+
+_ADVICE = "Give the folder that holds the XML files of the boxes."
 _MAX_BYTES = 1_000_000  # ImageNet's largest files have a few tens of kilobytes
 
 
@@ -58,21 +61,20 @@ class BoxFolder:
         keys: All images, to refuse an ``x.xml`` that would serve two of them.
 
     Raises:
-        NotADirectoryError: If it is no folder.
-        FileNotFoundError: If there is no XML file in it.
+        NotADirectoryError: If it is a file.
+        FileNotFoundError: If there is no such folder, or no XML file in it.
     """
 
     def __init__(self, root: str | os.PathLike[str], keys: Iterable[str]) -> None:
-        root = Path(root)
-        if not root.is_dir():
-            raise NotADirectoryError(f"{str(root)!r} is no folder. Give the one that holds the XML files of the boxes.")
         self._exact: dict[str, Path] = {}
         self._by_stem: dict[str, list[Path]] = {}
-        for path in sorted(root.rglob("*.xml")):
-            self._exact[path.relative_to(root).with_suffix("").as_posix()] = path
-            self._by_stem.setdefault(path.stem, []).append(path)
+        for name in walk(root, advice=_ADVICE).names:
+            if name.endswith(".xml"):
+                path = Path(root, name)
+                self._exact[name.removesuffix(".xml")] = path
+                self._by_stem.setdefault(path.stem, []).append(path)
         if not self._exact:
-            raise FileNotFoundError(f"There is no .xml file in {str(root)!r} or the folders in it.")
+            raise FileNotFoundError(f"There is no .xml file in {str(root)!r} or the folders in it. {_ADVICE}")
         self._images_of_stem = Counter(PurePosixPath(key).stem for key in keys)
 
     def file_of(self, key: str) -> Path | None:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from torchrelabel.annotate.crops import draw_crops, pool_crops
-from torchrelabel.annotate.images import open_image
-from torchrelabel.check.agreement import reason_of
+from torchrelabel.annotate.images import exif_of, open_image, reason_of
 from torchrelabel.check.boxes import BoxFolder, OddXml, iou, read_boxes
 from torchrelabel.check.orientation import Vote, transposed
 from torchrelabel.data.records import label_map_of
@@ -102,7 +101,7 @@ def compare_boxes(
             if not boxes.names:
                 continue
             record = store[key]
-            image = open_image(os.path.join(root, key))
+            image = open_image(os.path.join(root, key), exif_of(store.header))
             boxes_in_image = boxes.in_image(image.height, image.width)
         except OddXml as error:
             bad_xml[key if path is None else str(path)] = str(error)

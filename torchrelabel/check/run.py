@@ -1,4 +1,4 @@
-"""check: label maps held to their annotator's view of crops, and to ground-truth boxes."""
+"""check: label maps compared with their annotator's view of crops, and with ground-truth boxes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torchrelabel.annotate import Annotator
 from torchrelabel.annotate.class_names import imagenet_synsets
 from torchrelabel.annotate.crops import pool_crops
 from torchrelabel.annotate.images import ImagesFound, find_images
-from torchrelabel.annotate.made_by import annotator_of, differences
+from torchrelabel.annotate.made_by import annotator_of, check_annotator_of, differences
 from torchrelabel.check.agreement import compare_crops
 from torchrelabel.check.boxes import BoxFolder, OddXml
 from torchrelabel.check.orientation import orientation
@@ -43,6 +43,8 @@ def check(
     *,
     model: str | Annotator | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    state_dict_key: str | None = None,
+    strip_prefix: str | None = None,
     image_size: int | None = None,
     device: str | torch.device | None = None,
     batch_size: int = 32,
@@ -52,7 +54,7 @@ def check(
     seed: int = 0,
     progress: Progress = lambda keys, total, what: keys,
 ) -> Report:
-    """Say whether label maps show what they should: held to their annotator, to boxes, or to both.
+    """Say whether label maps show what they should, by their annotator, by boxes, or by both.
 
     Args:
         store: The label maps.
@@ -61,6 +63,8 @@ def check(
             store names. By name, the one that made the store gets the store's mean, std and interpolation, and the
             same random weights if they were random.
         checkpoint: Weights for ``model``.
+        state_dict_key: Under which key of the checkpoint they lie, if not where most scripts keep them.
+        strip_prefix: What stands in front of their names there, if it is not found out.
         image_size: Side to which crops are squashed. If None, that of the store if the model is the one that made it,
             and the model's own if it is another.
         device: Where the model runs; CUDA where there is one, if None.
@@ -81,12 +85,23 @@ def check(
         FileNotFoundError: If there is no such folder, no image or no XML file in it, or no XML file of any image.
     """
     if model is None and checkpoint is None and boxes is None:
-        raise ValueError("There is nothing to hold the label maps to. Give model=, checkpoint= or boxes=.")
+        raise ValueError("There is nothing to compare the label maps with. Give model=, checkpoint= or boxes=.")
     for name, value in (("crops", crops), ("box_images", box_images), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be 1 or more, got {value}.")
     store = store if isinstance(store, LabelStore) else LabelStore(store)
     header = store.header
+    with_model = model is not None or checkpoint is not None
+    build: dict[str, Any] = {
+        "model": model,
+        "checkpoint": checkpoint,
+        "state_dict_key": state_dict_key,
+        "strip_prefix": strip_prefix,
+        "image_size": image_size,
+        "device": device,
+    }
+    if with_model:  # a wrong name should not wait until a million files are listed
+        check_annotator_of(header, **build)
     found = find_images(data, skip=[store.path])
     keys = _with_map(store, found)
     report = Report(str(store.path), os.fspath(data), seed, len(found.keys), len(found.keys) - len(keys))
@@ -96,12 +111,12 @@ def check(
     evidence = []
     box_folder = None if boxes is None else _box_folder(boxes, data, keys, found)
 
-    if model is not None or checkpoint is not None:
-        annotator = annotator_of(header, model=model, checkpoint=checkpoint, image_size=image_size, device=device)
+    if with_model:
+        annotator = annotator_of(header, **build)
         report.model = annotator.name
         differing = differences(annotator, header)
         report.image_size = annotator.image_size
-        report.notes += differing
+        report.notes += [*annotator.notes, *differing]
         if annotator.weights == header.annotator.get("weights") == "random":
             report.notes.append(
                 "The weights that made the store are random (--no-pretrained), and were made again here."
@@ -191,7 +206,10 @@ def _box_folder(
 
 def _with_map(store: LabelStore, found: ImagesFound) -> list[str]:
     if not found.keys:
-        raise FileNotFoundError(f"There is no image in {str(found.root)!r} or the folders in it (.jpg, .png, ...).")
+        raise FileNotFoundError(
+            f"There is no image in {str(found.root)!r} or the folders in it (.jpg, .png, ...). Give the folder "
+            f"that was annotated."
+        )
     keys = [key for key in found.keys if key in store]
     if not keys:
         store[found.keys[0]]  # raises, with the nearest keys

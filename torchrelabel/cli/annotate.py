@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from torchrelabel.cli import DONE_WITH_LOSSES
+from torchrelabel.folders import printable
 
 if TYPE_CHECKING:
     from torchrelabel.annotate import Summary
@@ -22,7 +24,12 @@ _FAILURES_SHOWN = 20
     "-o imagenet.lmdb --amp. On four GPUs: torchrun --nproc-per-node 4 -m torchrelabel annotate ..."
 )
 @click.argument("data", default=".", type=click.Path())
-@click.option("--model", required=True, metavar="NAME", help="A classifier of timm's, with or without a tag.")
+@click.option(
+    "--model",
+    required=True,
+    metavar="NAME",
+    help="A classifier of timm's, with or without a tag; hf-hub:OWNER/NAME, or local-dir:FOLDER.",
+)
 @click.option("-o", "--output", default="maps.lmdb", show_default=True, type=click.Path(), help="The store to write.")
 @click.option(
     "--dataset", metavar="NAME", help="Read what timm reads by this name: folder, wds/..., hfds/...; kept in DATA."
@@ -31,6 +38,15 @@ _FAILURES_SHOWN = 20
     "--split", default="train", show_default=True, help="Which part of --dataset; of shards also train-{000..146}.tar."
 )
 @click.option("--checkpoint", type=click.Path(), help="Weights: a .safetensors file, or one of torch.save's.")
+@click.option("--state-dict-key", metavar="KEY", help="Where in it the weights are. [default: where scripts keep them]")
+@click.option("--strip-prefix", metavar="TEXT", help="What their names begin with, e.g. 'model.'. [default: found out]")
+@click.option(
+    "--exif",
+    type=click.Choice(["ignore", "apply"]),
+    default="ignore",
+    show_default=True,
+    help="Whether images are turned as EXIF says; torchvision's loader does not.",
+)
 @click.option("--pretrained/--no-pretrained", default=True, show_default=True, help="timm's weights, or random ones.")
 @click.option("--topk", "top_k", default=5, type=click.IntRange(1), show_default=True, help="Classes kept per cell.")
 @click.option(
@@ -97,6 +113,11 @@ def annotate(as_json: bool, data: str, output: str, **options: Any) -> None:
         summary = run(data, output, **options)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"What was annotated is in {output}; the same command continues.") from None
+    except TypeError as error:
+        # Of a data set that does not tell the names of its images. Any other is a mistake of ours, to be seen in full.
+        if options["dataset"] is None or os.environ.get("TORCHRELABEL_TRACEBACK"):
+            raise
+        raise click.ClickException(str(error)) from error
     click.echo(json.dumps(_figures(summary)) if as_json else _words(summary))
     # torchrun ends all other ranks when one returns another status than 0, however far they are.
     if summary.failed and summary.world == 1:
@@ -115,8 +136,11 @@ def _figures(summary: Summary) -> dict[str, Any]:
         "images": summary.images,
         "annotated": summary.annotated,
         "already_there": summary.already_there,
-        "failed": [{"key": _shown(key), "reason": reason} for key, reason in summary.failed],
-        "notes": [_shown(note) for note in summary.notes],
+        "failed": [{"key": printable(key), "reason": printable(reason)} for key, reason in summary.failed],
+        "left_out": {printable(extension): count for extension, count in summary.left_out.items()},
+        "exif_turned": summary.exif_turned,
+        "deep": summary.deep,
+        "notes": [printable(note) for note in summary.notes],
         "bytes": summary.bytes,
         "bytes_per_image": round(summary.bytes_per_image, 1),
         "images_per_second": round(summary.images_per_second, 2),
@@ -149,19 +173,14 @@ def _words(summary: Summary) -> str:
         if summary.agreement_renumbered is not None:
             lines.append(
                 f"{'WARNING: ' if summary.agreement_renumbered > summary.agreement else ''}"
-                f"timm numbers these folders otherwise than torchvision, and in the other order it would be "
+                f"timm numbers these folders in another order than torchvision, in which it would be "
                 f"{summary.agreement_renumbered:.1%}. annotate --dataset folder takes timm's order, annotate alone "
                 f"torchvision's."
             )
     if summary.crop_fit is not None:
         lines.append(str(summary.crop_fit))
     for key, reason in summary.failed[:_FAILURES_SHOWN]:
-        lines.append(f"failed: {_shown(key)}: {reason}")
+        lines.append(f"failed: {printable(key)}: {printable(reason)}")
     if len(summary.failed) > _FAILURES_SHOWN:
         lines.append(f"and {len(summary.failed) - _FAILURES_SHOWN} more (--json lists them all).")
     return "\n".join(lines)
-
-
-def _shown(text: str) -> str:
-    # A file name need not be UTF-8; its odd bytes become \udcXX here rather than an error on printing.
-    return text.encode("utf-8", "backslashreplace").decode()

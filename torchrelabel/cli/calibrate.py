@@ -15,6 +15,8 @@ import click
 @click.argument("data", type=click.Path())
 @click.option("--model", metavar="NAME", help="The annotator, by timm's name. [default: the one that the store names]")
 @click.option("--checkpoint", type=click.Path(), help="Its weights, where they are not timm's.")
+@click.option("--state-dict-key", metavar="KEY", help="Where in it the weights are. [default: where scripts keep them]")
+@click.option("--strip-prefix", metavar="TEXT", help="What their names begin with, e.g. 'model.'. [default: found out]")
 @click.option(
     "--images", default=128, type=click.IntRange(16), show_default=True, help="Of how many 4 crops each are looked at."
 )
@@ -33,15 +35,18 @@ def calibrate(store: str, data: str, images: int, seed: int, batch_size: int, as
     from torchrelabel.annotate.calibrate import FEWEST_IMAGES
     from torchrelabel.annotate.calibrate import calibrate as run
     from torchrelabel.annotate.images import find_images
-    from torchrelabel.annotate.made_by import annotator_of
+    from torchrelabel.annotate.made_by import annotator_of, check_annotator_of
     from torchrelabel.store import LabelStore
 
     def progress(keys: Iterable[Any], total: int, what: str) -> Iterable[Any]:
         return tqdm(keys, total=total, desc=what, unit="img", disable=None, leave=False)
 
     label_store = LabelStore(store)
+    check_annotator_of(label_store.header, **options)
     found = find_images(data, skip=[store])
     annotator = annotator_of(label_store.header, **options)
+    for note in annotator.notes:
+        click.echo(note, err=True)
     fit = run(label_store, found, annotator, images=images, seed=seed, batch_size=batch_size, progress=progress)
     if fit is None:
         raise click.ClickException(

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from torchrelabel.cli import DONE_WITH_LOSSES, FAILED, Picture
+from torchrelabel.folders import printable
 
 
 @click.command(
@@ -20,6 +21,8 @@ from torchrelabel.cli import DONE_WITH_LOSSES, FAILED, Picture
 @click.argument("data", type=click.Path())
 @click.option("--model", metavar="NAME", help="The annotator, by timm's name. [default: the store's, if --checkpoint]")
 @click.option("--checkpoint", type=click.Path(), help="Its weights: a .safetensors file, or one of torch.save's.")
+@click.option("--state-dict-key", metavar="KEY", help="Where in it the weights are. [default: where scripts keep them]")
+@click.option("--strip-prefix", metavar="TEXT", help="What their names begin with, e.g. 'model.'. [default: found out]")
 @click.option(
     "--image-size",
     type=click.IntRange(1),
@@ -49,15 +52,17 @@ from torchrelabel.cli import DONE_WITH_LOSSES, FAILED, Picture
 def check(store: str, data: str, plot: str | None, as_json: bool, **options: Any) -> None:
     """Say whether the label maps in STORE show what they should of the images in DATA.
 
-    With a model, the label pooled for random crops is held to the model's own prediction on each crop. With boxes, the
-    top class of the cells in a box is held to the class of the box. Both are repeated with the axes of the maps
-    exchanged, which gives a verdict on their orientation.
+    With a model, the label pooled for random crops is compared with the model's own prediction on each crop. With
+    boxes, the top class of the cells in a box is compared with the class of the box. Both are repeated with the axes of
+    the maps exchanged, which gives a verdict on their orientation.
 
     Exit status: 0 done, 1 the axes are swapped or the maps are not the model's, 3 done, but images or boxes could not
     be used.
     """
     if options["model"] is None and options["checkpoint"] is None and options["boxes"] is None:
-        raise click.UsageError("There is nothing to hold the label maps to. Give --model, --checkpoint or --boxes.")
+        raise click.UsageError(
+            "There is nothing to compare the label maps with. Give --model, --checkpoint or --boxes."
+        )
     from tqdm import tqdm
 
     from torchrelabel.check import check as run
@@ -67,7 +72,7 @@ def check(store: str, data: str, plot: str | None, as_json: bool, **options: Any
         return tqdm(keys, total=total, desc=what, unit="img", disable=None, leave=False)
 
     report = run(store, data, progress=progress, **options)
-    click.echo(_printable(json.dumps(report.figures(), indent=2) if as_json else words(report)))
+    click.echo(printable(json.dumps(report.figures(), indent=2) if as_json else words(report)))
     if plot is not None:
         from torchrelabel.check.plot import draw_report
         from torchrelabel.viz import save_picture
@@ -78,8 +83,3 @@ def check(store: str, data: str, plot: str | None, as_json: bool, **options: Any
         sys.exit(FAILED)
     if report.losses:
         sys.exit(DONE_WITH_LOSSES)
-
-
-def _printable(text: str) -> str:
-    """Text for the terminal: bytes of file names that are not UTF-8 are shown as escapes."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -28,6 +28,10 @@ _FOLDER = click.Path()
     multiple=True,
     help="Weights for MODEL: a .safetensors file, or one of torch.save's. Several are compared.",
 )
+@click.option(
+    "--state-dict-key", metavar="KEY", help="Where in --checkpoint the weights lie: ema, ... [default: found]"
+)
+@click.option("--strip-prefix", metavar="TEXT", help="Take the weights whose names begin so alone, without it.")
 @click.option("--pretrained/--no-pretrained", default=True, show_default=True, help="The library's weights, or random.")
 @click.option("--data", metavar="DIR", type=_FOLDER, help="Validation images, a folder for each class.")
 @click.option("--real", metavar="FILE", type=click.Path(), help="ReaL's real.json; timm: the copy that timm brings.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from torchrelabel.cli import DONE_WITH_LOSSES
+from torchrelabel.folders import printable
 
 if TYPE_CHECKING:
     from torchrelabel.importers import Summary
@@ -162,11 +163,11 @@ def _figures(summary: Summary) -> dict[str, Any]:
         "format": summary.format,
         "imported": summary.imported,
         "already_there": summary.already_there,
-        "failed": [{"key": _shown(key), "reason": _shown(reason)} for key, reason in summary.failed],
-        "images_without_map": [_shown(key) for key in summary.images_without_map],
-        "maps_without_image": [_shown(name) for name in summary.maps_without_image],
+        "failed": [{"key": printable(key), "reason": printable(reason)} for key, reason in summary.failed],
+        "images_without_map": [printable(key) for key in summary.images_without_map],
+        "maps_without_image": [printable(name) for name in summary.maps_without_image],
         "repaired": dict(summary.repaired),
-        "notes": [_shown(note) for note in summary.notes],
+        "notes": [printable(note) for note in summary.notes],
         "num_classes": summary.num_classes,
         "top_k": summary.top_k,
         "grids": [{"grid": list(grid), "maps": count} for grid, count in sorted(summary.grids.items())],
@@ -204,12 +205,7 @@ def _words(summary: Summary) -> str:
 
 
 def _listed(what: str, items: list[str]) -> list[str]:
-    lines = [f"{what} {_shown(item)}" for item in items[:_SHOWN]]
+    lines = [f"{what} {printable(item)}" for item in items[:_SHOWN]]
     if len(items) > _SHOWN:
         lines.append(f"and {len(items) - _SHOWN} more; --json lists them all.")
     return lines
-
-
-def _shown(text: str) -> str:
-    # A file name need not be UTF-8; its odd bytes become \udcXX here rather than an error on printing.
-    return text.encode("utf-8", "backslashreplace").decode()

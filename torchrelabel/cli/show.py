@@ -1,13 +1,18 @@
-"""``torchrelabel show``: a picture of one image's label map and the soft label of a crop."""
+"""``torchrelabel show``: pictures of label maps and of the soft labels of crops."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import random
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from torchrelabel.cli import Picture
+from torchrelabel.folders import key_as_typed, printable
+
+if TYPE_CHECKING:
+    from torchrelabel.store import LabelStore
 
 
 class _Box(click.ParamType):  # type: ignore[type-arg, unused-ignore] # generic since click 8.4
@@ -31,10 +36,15 @@ class _Box(click.ParamType):  # type: ignore[type-arg, unused-ignore] # generic 
         return x1, y1, x2, y2
 
 
-@click.command(epilog="Example: torchrelabel show n01440764/n01440764_10026.JPEG --crop 0.5,0,1,1 -o right-half.svg")
-@click.argument("key")
-@click.option("--store", default="maps.lmdb", show_default=True, type=click.Path(), help="Where its label map is.")
-@click.option("--data", default=".", show_default=True, type=click.Path(), help="The folder that was annotated.")
+@click.command(
+    epilog="Examples: torchrelabel show maps.lmdb imagenet/train n01440764/n01440764_10026.JPEG --crop 0.5,0,1,1. "
+    "torchrelabel show maps.lmdb birds --random 12 -o gallery.png"
+)
+@click.argument("store", type=click.Path())
+@click.argument("data", type=click.Path())
+@click.argument("keys", metavar="[KEY]...", nargs=-1)
+@click.option("--random", "count", type=click.IntRange(1), metavar="N", help="Draw N images of the store at random.")
+@click.option("--seed", default=0, show_default=True, help="Of the choice of --random.")
 @click.option("--crop", type=_Box(), default="0,0,1,1", show_default=True, help="In fractions of the image.")
 @click.option(
     "-o",
@@ -51,51 +61,98 @@ class _Box(click.ParamType):  # type: ignore[type-arg, unused-ignore] # generic 
     show_default=True,
     help="How the label follows from the map; auto: as calibrated, where the store is. zero: the paper's rule.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the soft label's largest shares as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the soft labels' largest shares as JSON.")
 def show(
-    key: str,
     store: str,
     data: str,
+    keys: tuple[str, ...],
+    count: int | None,
+    seed: int,
     crop: tuple[float, float, float, float],
     output: str,
     fill: str,
     as_json: bool,
 ) -> None:
-    """Draw the image KEY with its label map: where each class is seen, and the soft label of a crop.
+    """Draw images of the folder DATA with their label maps in STORE, and the soft label of a crop.
 
-    KEY is the image's path relative to the annotated folder, as in the store.
+    KEY is an image's path relative to DATA, as in the store, or any path that leads to it. One image is drawn with the
+    top class of every cell and a heat map for each class that the crop shows; several become a gallery.
     """
-    from PIL import Image
-
-    from torchrelabel.data.records import label_map_of
+    if bool(keys) == (count is not None):
+        raise click.UsageError("Name the images to draw (KEY ...), or give --random N, and not both.")
     from torchrelabel.pooling import LabelPooling
     from torchrelabel.store import LabelStore
-    from torchrelabel.store.header import class_for_people
-    from torchrelabel.view import ViewBox
-    from torchrelabel.viz import draw_label_map, save_picture
+    from torchrelabel.viz import draw_gallery, draw_label_map, save_picture
 
     label_store = LabelStore(store)
-    record = label_store[key]
+    names = label_store.header.class_names
+    if count is not None:
+        chosen = sorted(label_store)
+        chosen = sorted(random.Random(seed).sample(chosen, min(count, len(chosen))))
+        if not chosen:
+            raise ValueError(f"{store} holds no label maps, so that there is nothing to draw. Annotate images first.")
+    else:
+        chosen = [key_as_typed(key, data, label_store) for key in keys]
+    pictures = [_picture(label_store, data, key, crop) for key in chosen]
+    pooling = LabelPooling(fill=fill)
+    if len(pictures) == 1:
+        (one,) = pictures
+        figure = draw_label_map(
+            one.image, one.label_map, class_names=names, pooling=pooling, title=one.title, coverage=one.coverage
+        )
+    else:
+        figure = draw_gallery(pictures, class_names=names, pooling=pooling)
+    save_picture(figure, output)
+    labels = [_shares(pooling(picture.label_map), label_store.header.top_k, names) for picture in pictures]
+    if as_json:
+        figures = [
+            {"key": printable(key), "crop": list(crop), "picture": output, "label": label}
+            for key, label in zip(chosen, labels, strict=True)
+        ]
+        click.echo(json.dumps(figures[0] if len(figures) == 1 else figures, indent=2))
+        return
+    _print_words(output, crop, chosen, labels, names)
+
+
+def _picture(store: LabelStore, data: str, key: str, crop: tuple[float, float, float, float]) -> Any:
+    """An image with its label map, seen through the crop."""
+    from pathlib import Path
+
+    from torchrelabel.annotate.images import exif_of, open_image
+    from torchrelabel.data.records import label_map_of
+    from torchrelabel.view import ViewBox
+    from torchrelabel.viz import Picture
+
+    record = store[key]
     path = Path(data) / key
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist. Say with --data which folder was annotated into {store}.")
-    with Image.open(path) as file:
-        image = file.convert("RGB")
-    header = label_store.header
-    label_map = label_map_of(record, header, (image.height, image.width), ViewBox(*crop))
-    pooling = LabelPooling(fill=fill)
-    figure = draw_label_map(image, label_map, class_names=header.class_names, pooling=pooling, title=key)
-    save_picture(figure, output)
-    label = pooling(label_map)
-    top = label.topk(min(header.top_k, header.num_classes))
-    names = header.class_names
-    shares = [
+        raise FileNotFoundError(
+            f"{printable(str(path))} does not exist. Give the folder that was annotated into {store.path} (DATA)."
+        )
+    image = open_image(path, exif_of(store.header))
+    label_map = label_map_of(record, store.header, (image.height, image.width), ViewBox(*crop))
+    return Picture(image, label_map, printable(key), record.coverage)
+
+
+def _shares(label: Any, count: int, names: tuple[str, ...] | None) -> list[dict[str, Any]]:
+    """The largest shares of a soft label, plain values."""
+    top = label.topk(min(count, len(label)))
+    return [
         {"class": index, "name": names and names[index], "share": round(share, 4)}
         for index, share in zip(top.indices.tolist(), top.values.tolist(), strict=True)
     ]
-    if as_json:
-        click.echo(json.dumps({"key": key, "crop": list(crop), "picture": output, "label": shares}, indent=2))
-        return
-    click.echo(f"{output}: {key}, crop {crop}")
-    for entry in shares:
-        click.echo(f"  {entry['share']:7.4f}  {class_for_people(entry['class'], names)}")
+
+
+def _print_words(
+    output: str,
+    crop: tuple[float, float, float, float],
+    keys: list[str],
+    labels: list[list[dict[str, Any]]],
+    names: tuple[str, ...] | None,
+) -> None:
+    from torchrelabel.store.header import class_for_people
+
+    for key, label in zip(keys, labels, strict=True):
+        click.echo(f"{output}: {printable(key)}, crop {crop}")
+        for entry in label:
+            click.echo(f"  {entry['share']:7.4f}  {class_for_people(entry['class'], names)}")

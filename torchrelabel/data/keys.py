@@ -116,7 +116,7 @@ def reader_key(reader: Any, index: int) -> str:
             f"{type(reader).__name__} has no file name for image {index}, so that its label map would have no key. "
             f"Give the images names; or train with LabelMapDataset(..., key=), a function from index to key."
         )
-    return str(name).replace(os.sep, "/").lstrip("/")
+    return str(name).replace(os.sep, "/").removeprefix("./").lstrip("/")
 
 
 def image_field(fields: Container[str], image_fields: str) -> str:
@@ -136,7 +136,7 @@ def shard_key(stem: str, field: str) -> str:
         stem: What the files of its sample share, up to the first dot of their name.
         field: What follows that dot in the name of the image, see :func:`image_field`.
     """
-    return f"{stem}.{field}".lstrip("/")
+    return f"{stem}.{field}".removeprefix("./").lstrip("/")
 
 
 def class_indices(dataset: Any) -> dict[str, int] | None:

@@ -93,6 +93,7 @@ class Classifier:
         class_names: What its classes are called, if known.
         batch: The number of images that it takes at once, where it takes no other.
         differentiable: Whether scores have a gradient by the pixels.
+        notes: What is worth knowing about its weights.
 
     Attributes:
         num_classes: C, found by showing it a black image.
@@ -118,6 +119,7 @@ class Classifier:
         class_names: Sequence[str] | None = None,
         batch: int | None = None,
         differentiable: bool = True,
+        notes: Sequence[str] = (),
     ) -> None:
         if len(mean) != 3 or not all(0 <= value <= 1 for value in mean):
             raise ValueError(f"mean must be three numbers from 0 to 1, as for images in 0..1, got {spaced(mean)}.")
@@ -131,6 +133,7 @@ class Classifier:
         self.image_size, self.interpolation = image_size, interpolation
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         self.transform = transform or CentreCrop(image_size, int(image_size / 0.875), interpolation)
+        self.notes = tuple(notes)
         self.amp, self.batch, self.differentiable = amp, batch, differentiable
         if isinstance(model, torch.nn.Module):
             model = model.to(self.device).requires_grad_(False)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from torchrelabel.annotate.annotator import build_timm, first_line, load_checkpoint, load_into
+from torchrelabel.annotate.checkpoints import Checkpoint, first_line, fit, load_checkpoint
+from torchrelabel.annotate.timm_models import build_timm
 from torchrelabel.errors import TorchRelabelError, UnsupportedModel
 from torchrelabel.evaluate.classifier import IMAGENET_MEAN, IMAGENET_STD, CentreCrop, Classifier, OfTimm
 from torchrelabel.evaluate.exports import load_onnx, load_pt2
@@ -33,6 +34,8 @@ def load_classifier(
     *,
     pretrained: bool = True,
     num_classes: int | None = None,
+    state_dict_key: str | None = None,
+    strip_prefix: str | None = None,
     image_size: int | None = None,
     crop_pct: float | None = None,
     mean: Sequence[float] | None = None,
@@ -50,6 +53,8 @@ def load_classifier(
         checkpoint: A file of weights for the model, read without executing code.
         pretrained: Load the library's own weights, if there is no checkpoint.
         num_classes: C; read off the checkpoint, or the model's own, if None.
+        state_dict_key: Under which key of the checkpoint the weights lie, such as ``"ema"``; found out if None.
+        strip_prefix: Take the weights whose names begin with this alone, without it.
         image_size: S in pixels; the model's own if None.
         crop_pct: The share of the resized image's shorter side that is cut out; the model's own if None.
         mean: Mean per channel, of images in 0..1; the model's own if None.
@@ -79,7 +84,13 @@ def load_classifier(
         return _exported(Path(name), image_size, crop_pct, given, options)
     if isinstance(model, nn.Module):
         return _module(model, type(model).__name__, "given", image_size, crop_pct, given, options)
-    wanted: dict[str, Any] = {"pretrained": pretrained, "num_classes": num_classes, "image_size": image_size}
+    wanted: dict[str, Any] = {
+        "pretrained": pretrained,
+        "num_classes": num_classes,
+        "image_size": image_size,
+        "state_dict_key": state_dict_key,
+        "strip_prefix": strip_prefix,
+    }
     if name.startswith(_TORCHVISION) or (
         ":" not in name and not timm.is_model(name.partition(".")[0]) and _is_torchvision(name)
     ):
@@ -123,6 +134,7 @@ def load_classifier(
         transform=transform,
         weights=_with_file(built.weights, checkpoint),
         class_names=built.class_names,
+        notes=built.notes,
         **options,
     )
 
@@ -141,6 +153,8 @@ def _torchvision(
     pretrained: bool,
     num_classes: int | None,
     image_size: int | None,
+    state_dict_key: str | None,
+    strip_prefix: str | None,
 ) -> Classifier:
     architecture, _, tag = name.partition(".")
     if not _is_torchvision(architecture):
@@ -154,16 +168,15 @@ def _torchvision(
         )
     # A checkpoint was more likely trained with the recipe that a paper has than with the one that came later.
     weights: Any = enum[tag] if tag else enum["DEFAULT"] if checkpoint is None else next(iter(enum))
-    state_dict: dict[str, Tensor] | None = None
-    named: Sequence[tuple[str, ...]] = ()
+    held: Checkpoint | None = None
     if checkpoint is not None:
-        state_dict, named = load_checkpoint(checkpoint)
-        num_classes = num_classes or _rows_of_last_weight(state_dict)
+        held = load_checkpoint(checkpoint, key=state_dict_key, strip_prefix=strip_prefix)
+        num_classes = num_classes or _rows_of_last_weight(held.state_dict)
     classes: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            load = weights if pretrained and state_dict is None else None
+            load = weights if pretrained and held is None else None
             model = models.get_model(architecture, weights=load, **classes)
     except Exception as error:  # it raises many kinds where it cannot download
         raise TorchRelabelError(
@@ -172,20 +185,18 @@ def _torchvision(
             + f": {first_line(error)}\nGive a file of weights with --checkpoint, or bring torchvision's to "
             f"{torch.hub.get_dir()}/checkpoints."
         ) from error
-    if state_dict is not None:
-        load_into(model, state_dict, architecture, checkpoint)
+    notes = [] if held is None else fit(held, model, architecture)
     return _module(
         model,
         f"torchvision:{architecture}" + (f".{weights.name}" if load is not None else ""),
-        _with_file(
-            "checkpoint" if state_dict is not None else "pretrained" if load is not None else "random", checkpoint
-        ),
+        _with_file("checkpoint" if held is not None else "pretrained" if load is not None else "random", checkpoint),
         image_size,
         crop_pct,
         given,
         options,
         preset=weights,
-        class_names=next((names for names in named if len(names) == num_classes), None),
+        class_names=next((names for names in (held.class_names if held else ()) if len(names) == num_classes), None),
+        notes=notes,
     )
 
 

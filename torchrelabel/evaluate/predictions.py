@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from torchrelabel.annotate.images import ImagesFound, ImagesToAnnotate, LoadedBatch, collate
-from torchrelabel.annotate.run import default_workers, ignore_interrupt
+from torchrelabel.annotate.scoring import default_workers, ignore_interrupt
 from torchrelabel.evaluate.classifier import Classifier
 
 BEST = 5
@@ -76,6 +76,7 @@ class ImagesToEvaluate(ImagesToAnnotate):
         self.keys = keys
         self.transform = transform
         self.enlarged_size = None
+        self.exif = "ignore"  # as torchvision's loader and timm's
 
     def seen(self, image: Image.Image) -> Tensor:
         """What the classifier gets: ``[3, S, S]``, uint8."""

@@ -73,8 +73,8 @@ def evaluate(
         batch_size: Images per forward pass.
         workers: Processes that load images; as many as cores, at most 8, if None.
         progress: Wraps the batches of a data set while they are gone through: ``progress(batches, total, what)``.
-        **loading: ``pretrained``, ``num_classes``, ``image_size``, ``crop_pct``, ``mean``, ``std``, ``interpolation``,
-            ``device`` and ``amp``, as `load_classifier` takes them.
+        **loading: ``pretrained``, ``num_classes``, ``state_dict_key``, ``strip_prefix``, ``image_size``, ``crop_pct``,
+            ``mean``, ``std``, ``interpolation``, ``device`` and ``amp``, as `load_classifier` takes them.
 
     Returns:
         What was measured, what was left out, and which images were lost.
@@ -113,7 +113,7 @@ def evaluate(
 
     classifier = load_classifier(model, checkpoint, **loading)
     settings = Settings(batch_size, workers, threshold if sigmoid else None, progress)
-    result = Evaluation(classifier.description())
+    result = Evaluation(classifier.description(), notes=list(classifier.notes))
     if classifier.weights == "random":
         result.notes.append("The weights are random.")
     if names is not None and len(names) != classifier.num_classes:

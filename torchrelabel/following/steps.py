@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import lru_cache, partial
 from types import CellType, FunctionType
-from typing import Any
+from typing import Any, cast
 
 import PIL.Image
 from torch import nn
@@ -100,11 +100,12 @@ def _way_of(step: Any) -> Callable[[Any, Any, CropTrace], Any]:
     """How a step of a library, or of the user's own, is run."""
     if hasattr(step, "lambd"):
         return _run_lambda
-    return _run_functional if is_functional(step) else _way_of_kind(type(step))
+    return _run_functional if is_functional(step) else _way_of_kind(cast(Hashable, type(step)))
 
 
 @lru_cache(None)
-def _way_of_kind(kind: type) -> Callable[[Any, Any, CropTrace], Any]:
+def _way_of_kind(hashable: Hashable) -> Callable[[Any, Any, CropTrace], Any]:
+    kind = cast(type, hashable)
     name = f"{kind.__module__}.{kind.__qualname__}"
     if name in _BLENDS or kind in _COLOURS:
         return _run_colours

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from torchrelabel.importers.names import occupied
+from torchrelabel.folders import disk_usage
 from torchrelabel.importers.run import Failed, Imported, Summary, check_settings, pair_up, write_store
 
 _MODEL = "DINOv3 with a small labeler on MaskCut proposals, as published"
@@ -66,7 +66,7 @@ def import_multilabel_tsv(
     """Import rows ``path, gt, idx_list, prob_list``, separated by tabs, as maps of 1 x 1 cells of probabilities.
 
     The labels are for whole images: whatever a crop shows, it gets the same label. The lists are separated by commas,
-    in brackets or not. The image's single label ``gt`` is held to its bounds and not stored. Each class has its own
+    in brackets or not. The image's single label ``gt`` is checked for its bounds and not stored. Each class has its own
     probability, so those of an image may well sum to more than one.
 
     A store keeps K classes of every image: shorter lists are made up with other classes at probability 0, which says
@@ -106,7 +106,7 @@ def import_multilabel_tsv(
             f"Not one row of {str(source)!r} is path, gt, idx_list and prob_list, separated by tabs"
             + (f"; the first: {table.problem}." if table.problem else ": it is empty.")
         )
-    summary = Summary(str(output), "multilabel-tsv", bytes_before=occupied(source))
+    summary = Summary(str(output), "multilabel-tsv", bytes_before=disk_usage([source]))
     summary.repaired.update({REPEATED: table.repeated} if table.repeated else {})
     summary.failed += table.nameless
     matching, images = pair_up(

@@ -9,6 +9,8 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from torchrelabel.folders import disk_usage, walk
+
 MAP_SUFFIX = ".pt"
 
 
@@ -54,45 +56,19 @@ def find_map_files(root: str | os.PathLike[str]) -> MapFiles:
         NotADirectoryError: If it is a file.
         ValueError: If there is no ``.pt`` file.
     """
+    files = walk(root, advice="This format is a folder of .pt files: extract an archive first.")
     root = Path(root)
-    if not root.exists():
-        raise FileNotFoundError(f"There is no folder {str(root)!r}.")
-    if not root.is_dir():
-        raise NotADirectoryError(
-            f"{str(root)!r} is a file, and this format is a folder of .pt files. Extract an archive first."
-        )
-    names: list[str] = []
-    total = others = 0
-    problems: list[tuple[str, str]] = []
-    # Folders still to look into: their prefix, and the real paths of the folder and of all above it.
-    waiting: list[tuple[str, frozenset[str]]] = [("", frozenset({os.path.realpath(root)}))]
-    while waiting:
-        prefix, above = waiting.pop()
-        try:
-            with os.scandir(os.path.join(root, prefix)) as entries:
-                for entry in entries:
-                    if _is_folder(entry):
-                        real = os.path.realpath(entry.path)
-                        if real in above:
-                            problems.append((prefix + entry.name, f"a link back to {real}, which it lies in"))
-                        else:
-                            waiting.append((f"{prefix}{entry.name}/", above | {real}))
-                    elif entry.name.endswith(MAP_SUFFIX):
-                        names.append(prefix + entry.name.removesuffix(MAP_SUFFIX))
-                        total += occupied(entry)
-                    else:
-                        others += 1
-        except OSError as error:
-            problems.append((prefix.rstrip("/") or str(root), error.strerror or str(error)))
+    names = [name.removesuffix(MAP_SUFFIX) for name in files.names if name.endswith(MAP_SUFFIX)]
     if not names:
-        seen = sorted(entry.name for entry in root.iterdir())[:4] if not problems else []
+        seen = sorted(entry.name for entry in root.iterdir())[:4] if not files.problems else []
         raise ValueError(
             f"There is no .pt file in {str(root)!r} or the folders in it"
             + (f"; it holds {', '.join(seen)}" if seen else "")
-            + "".join(f". Not looked into: {path} ({reason})" for path, reason in sorted(problems))
+            + "".join(f". Not looked into: {path} ({reason})" for path, reason in files.problems)
             + ". Give the folder that holds the class folders with the label maps."
         )
-    return MapFiles(sorted(names), total, others, sorted(problems))
+    used = disk_usage(os.path.join(root, name + MAP_SUFFIX) for name in names)
+    return MapFiles(sorted(names), used, len(files.names) - len(names), files.problems)
 
 
 def names_of_map(root: str) -> Callable[[str], list[str]]:
@@ -144,20 +120,3 @@ def match(maps: Collection[str], images: Iterable[str], names_of: Callable[[str]
                 f"agree up to the first dot"
             )
     return matching
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself: no folder, and no reason to leave the others unseen
-        return False
-
-
-def occupied(path: str | os.PathLike[str]) -> int:
-    """Bytes that a file takes up on disk, which is less than its length where it is sparse; 0 for a broken link."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return 0
-    # Windows does not tell: blocks of 4 KiB, as on most file systems.
-    return getattr(status, "st_blocks", -(-status.st_size // 4096) * 8) * 512

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from torchrelabel._version import __version__
-from torchrelabel.importers.names import Matching, match, occupied
+from torchrelabel.folders import disk_usage, printable, refused_keys
+from torchrelabel.importers.names import Matching, match
 from torchrelabel.store import LabelStoreWriter
 from torchrelabel.store.header import read_header
 from torchrelabel.store.layout import HEADER_FILE, can_be_key, encode_key, fingerprint
@@ -161,12 +162,15 @@ def pair_up(
         folders = sorted({key.split("/")[0] for key in keys if "/" in key})
         table = {folder: index for index, folder in enumerate(folders)} if len(folders) == num_classes else None
         return Matching(keys), Images(None, table, {"count": sum(map(can_be_key, keys))})
-    # Here, since it imports timm, which takes seconds.
+    # Here, since it imports torchvision, which processes that only read need not wait for.
     from torchrelabel.annotate.images import find_images
 
     found = find_images(data, skip=[skip])
     if not found.keys:
-        raise ValueError(f"There is no image in {str(data)!r} or the folders in it (.jpg, .png, .webp, ...).")
+        raise ValueError(
+            f"There is no image in {str(data)!r} or the folders in it (.jpg, .png, .webp, ...). Give the folder of the "
+            f"images."
+        )
     matching = match(maps, found.keys, names_of(Path(os.path.abspath(data)).name))
     if not matching.pairs and not matching.ambiguous:
         raise ValueError(
@@ -208,9 +212,11 @@ def write_store(
     """
     summary.num_classes, summary.top_k = settings["num_classes"], settings["top_k"]
     output = Path(summary.output)
-    pairs = {key: name for key, name in matching.pairs.items() if _can_be_stored(key, summary)}
     without = {**matching.ambiguous, **dict.fromkeys(matching.images_alone, NO_MAP)}
-    without = {key: reason for key, reason in without.items() if _can_be_stored(key, summary)}
+    refused = refused_keys([*matching.pairs, *without])
+    summary.failed += refused.items()
+    pairs = {key: name for key, name in matching.pairs.items() if key not in refused}
+    without = {key: reason for key, reason in without.items() if key not in refused}
     # In the order of their bytes, in which pages of the store are filled.
     ordered = [(key, pairs[key]) for key in sorted(pairs, key=encode_key)]
     with LabelStoreWriter(
@@ -254,7 +260,7 @@ def write_store(
     if summary.imported:
         summary.share_not_covered /= summary.imported
         summary.agreement = hits / summary.imported if images.folders else None
-    summary.bytes_after = sum(occupied(path) for path in output.iterdir())
+    summary.bytes_after = disk_usage(output.iterdir())
     return summary
 
 
@@ -272,22 +278,13 @@ def say(summary: Summary, text: str, progress: bool) -> None:
     summary.notes.append(text)
     if progress:
         # Names of files need not be text that the terminal can show.
-        tqdm.write(text.encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
+        tqdm.write(printable(text), file=sys.stderr)
 
 
 def spread(items: Sequence[Any], count: int) -> Iterator[Any]:
     """Some items from all over a sequence, the first one included."""
     step = max(1, -(-len(items) // count))
     return (items[place] for place in range(0, len(items), step))
-
-
-def _can_be_stored(key: str, summary: Summary) -> bool:
-    try:
-        encode_key(key)
-    except ValueError as error:
-        summary.failed.append((key, str(error)))
-        return False
-    return True
 
 
 def _put(writer: LabelStoreWriter, item: Imported) -> Imported | Failed:

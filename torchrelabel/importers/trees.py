@@ -105,7 +105,7 @@ def import_tree(
     if dtype == "float16" and num_classes - 1 > LARGEST_EXACT_HALF:
         raise ValueError(
             f"Class indices in float16 are exact up to {LARGEST_EXACT_HALF} only, so of {num_classes} classes some "
-            f"were stored as others ({LARGEST_EXACT_HALF + 1} as {LARGEST_EXACT_HALF}), and nobody can tell them "
+            f"were stored as others ({LARGEST_EXACT_HALF + 1} as {LARGEST_EXACT_HALF}), and they cannot be told "
             f"apart. Annotate the images instead."
         )
     summary = Summary(str(output), tree_format.name)

@@ -176,13 +176,14 @@ class LabelMapBatch:
         sides = torch.tensor([(w, h) for h, w in self.canvas_sizes], dtype=torch.float32).to(self.device)
         boxes_in_canvas = boxes.to(self.device, torch.float32) / sides.repeat(1, 2)
         (x1, y1, x2, y2) = boxes_in_canvas.unbind(1)
-        if bool((torch.stack([x2 - x1, y2 - y1]) <= 0).any() or (boxes_in_canvas - boxes_in_canvas.clamp(0, 1)).any()):
+        within = boxes_in_canvas.clamp(0, 1)
+        if bool((torch.stack([x2 - x1, y2 - y1]) <= 0).any() or ((boxes_in_canvas - within).abs() > 1e-4).any()):
             raise ValueError(
                 "A box of pixels, (x1, y1, x2, y2), lies within its image, and x1 < x2 and y1 < y2. Give boxes as they "
                 "were cropped; crop images with their maps where they are padded, too (LabelMapDataset(transforms=))."
             )
         canvas_sizes = [(int(size[0]), int(size[1]))] * len(self)
-        return self._with(lambda part: part, canvas_sizes, self.views.crop(boxes_in_canvas))
+        return self._with(lambda part: part, canvas_sizes, self.views.crop(within))
 
     def horizontal_flip(self, mask: Tensor | None = None) -> LabelMapBatch:
         """The maps after the images that a mask ``[B]`` chooses, by default all, were flipped left to right."""
