@@ -35,6 +35,18 @@ def test_a_joint_pipeline_trains_on_labels_pooled_as_a_batch(capsys: pytest.Capt
     assert last < first / 3
 
 
+def test_iterated_learning_finds_both_labels_of_images_that_have_one(capsys: pytest.CaptureFixture[str]) -> None:
+    words = printed("iterated_learning.py", capsys).split()
+    plain, iterated = (float(word) for word in words if word[0].isdigit())
+    assert plain < 0.7 < 0.95 < iterated
+
+
+def test_iterated_learning_is_one_changed_line() -> None:
+    lines = (EXAMPLES[0].parent / "iterated_learning.py").read_text().splitlines()
+    changed = [line for line in lines if "# changed" in line]
+    assert len(changed) == 1 and "criterion = IteratedLearning(" in changed[0]
+
+
 def test_a_transformer_learns_the_labels_of_its_tokens(capsys: pytest.CaptureFixture[str]) -> None:
     words = printed("token_labels.py", capsys).replace("%", "").split()
     first, last, right = (float(word) for word in words if word[0].isdigit())

@@ -18,10 +18,10 @@ FLOORS = [
     {"visible_cells"},
     {"pooling", "folders"},
     {"following"},
-    {"transforms", "targets", "token_labels"},
+    {"transforms", "targets", "token_labels", "iterated"},
     {"data"},
     {"annotate", "importers", "integrations", "viz"},
-    {"check", "demo"},
+    {"check", "demo", "evaluate"},
     {"cli", "__main__"},
 ]
 FLOOR = {part: number for number, parts in enumerate(FLOORS) for part in parts}
