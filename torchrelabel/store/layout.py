@@ -6,9 +6,12 @@ import hashlib
 import struct
 import zlib
 from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
 
 FORMAT_NAME = "torchrelabel.store"
-FORMAT_VERSION = 2  # 1: without scores for the whole image
+FORMAT_VERSION = 3  # 1: without scores for the whole image; 2: with them, each record a value of its own
+FIRST_VERSION_IN_BLOCKS = 3
 
 HEADER_FILE = "header.msgpack"
 HEADER_LOCK_FILE = "header.lock"
@@ -16,22 +19,52 @@ HEADER_LOCK_FILE = "header.lock"
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 MAX_CLASSES = 2**31 - 1  # class indices are returned as int32
 MAX_SHARDS = 4096
+MAX_PARTS = 2**16 - 1  # files of one shard
 MAX_GRID_SIDE = 2**16 - 1  # h and w are 16 bits wide
+MAX_IMAGE_SIDE = 2**32 - 1
 MAX_VALUES = 2**26  # K x h x w of one record
 MAX_KEY_BYTES = 2**16 - 1  # a key's length is 16 bits wide where it stands in a value
 MAX_LMDB_KEY_BYTES = 511  # LMDB's own limit, as it is compiled by default
 
 BOOKKEEPING_PREFIX = b"\x00"
+ABOUT_KEY = b"\x00a"
+BLOCK_PREFIX = b"\x00b"
 FAILURE_PREFIX = b"\x00f"
 DIGEST_PREFIX = b"\x01"
 FIRST_IMAGE_KEY = b"\x02"
 
 _KEY_LENGTH = struct.Struct("<H")
+_LOCATION = struct.Struct("<3I")
+_ABOUT = struct.Struct("<16s2I2QI")
 
 
-def shard_file(shard: int) -> str:
-    """Name of the LMDB file of one shard, inside the store's directory."""
-    return f"shard-{shard:05d}.mdb"
+class Location(NamedTuple):
+    """Where a record lies: its block, its first byte in there, its length."""
+
+    block: int
+    start: int
+    length: int
+
+
+class About(NamedTuple):
+    """What an LMDB file says of itself; written anew by every commit."""
+
+    identity: bytes
+    shard: int
+    part: int
+    records: int = 0
+    failures: int = 0
+    blocks: int = 0
+
+
+def shard_file(shard: int, part: int = 0) -> str:
+    """Name of an LMDB file of one shard, inside the store's directory."""
+    return f"shard-{shard:05d}-{part:05d}.mdb" if part else f"shard-{shard:05d}.mdb"
+
+
+def shard_files(directory: Path, shard: int) -> list[Path]:
+    """The LMDB files of one shard that are there."""
+    return sorted({*directory.glob(shard_file(shard)), *directory.glob(f"shard-{shard:05d}-?????.mdb")})
 
 
 def shard_lock_file(shard: int) -> str:
@@ -140,3 +173,46 @@ def split_named(value: memoryview) -> tuple[bytes, memoryview]:
     if len(value) < 2 + length:
         raise ValueError(f"the value announces a key of {length} bytes and has {len(value) - 2} left")
     return bytes(value[2 : 2 + length]), value[2 + length :]
+
+
+def block_key(block: int) -> bytes:
+    """The LMDB key of a block of records: ``00 62`` and its number, the highest byte first."""
+    return BLOCK_PREFIX + block.to_bytes(4, "big")
+
+
+def pack_location(location: Location, name: bytes) -> bytes:
+    """The value that lies under a record's LMDB key; it carries the key where that is too long for LMDB."""
+    packed = _LOCATION.pack(*location)
+    return packed + name if is_long(name) else packed
+
+
+def unpack_location(value: memoryview) -> Location:
+    """Where the record lies of which this is the value under its LMDB key.
+
+    Raises:
+        ValueError: If the value is shorter than a location.
+    """
+    if len(value) < _LOCATION.size:
+        raise ValueError(f"the place of a record has {_LOCATION.size} bytes, got {len(value)}")
+    return Location(*_LOCATION.unpack_from(value))
+
+
+def name_behind_location(value: memoryview) -> bytes:
+    """The key of a record whose LMDB key is a digest."""
+    return bytes(value[_LOCATION.size :])
+
+
+def pack_about(about: About) -> bytes:
+    """The value under `ABOUT_KEY`."""
+    return _ABOUT.pack(*about)
+
+
+def unpack_about(value: memoryview) -> About:
+    """Read what `pack_about` wrote.
+
+    Raises:
+        ValueError: If the value has another length.
+    """
+    if len(value) != _ABOUT.size:
+        raise ValueError(f"what a shard's file says of itself has {_ABOUT.size} bytes, got {len(value)}")
+    return About(*_ABOUT.unpack(value))
