@@ -248,8 +248,6 @@ class StoreHeader:
             raise ValueError(f"a field has a wrong type: {error}") from None
         if not in_blocks and version != (2 if header.image_top_k else 1):
             raise ValueError(f"its format version is {version}, and image_top_k={header.image_top_k} is of the other")
-        if in_blocks and not header.identity:
-            raise ValueError("its identity is empty")
         return header
 
     def as_read(self) -> StoreHeader:

@@ -36,6 +36,7 @@ FIRST_IMAGE_KEY = b"\x02"
 _KEY_LENGTH = struct.Struct("<H")
 _LOCATION = struct.Struct("<3I")
 _ABOUT = struct.Struct("<16s2I2QI")
+ABOUT_BYTES_OF_FILE = 24  # identity, shard and part; what comes after counts what was committed
 
 
 class Location(NamedTuple):

@@ -1,0 +1,217 @@
+"""Part: one LMDB file of a shard, and where in it records, failures and counts lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torchrelabel.errors import DamagedRecord, StoreError
+from torchrelabel.store.environments import Environment, open_environment
+from torchrelabel.store.header import StoreHeader
+from torchrelabel.store.layout import (
+    ABOUT_KEY,
+    BOOKKEEPING_PREFIX,
+    DIGEST_PREFIX,
+    FAILURE_PREFIX,
+    About,
+    block_key,
+    decode_key,
+    failure_key,
+    is_long,
+    name_behind_location,
+    record_key,
+    shard_file,
+    split_named,
+    unpack_about,
+    unpack_location,
+)
+from torchrelabel.store.record import LabelRecord, unpack_record
+
+if TYPE_CHECKING:
+    import lmdb
+
+# Keys are walked in transactions of this many, with no more bytes of values than these and one, so that a slow walk
+# keeps no writer from using pages again.
+KEYS_AT_ONCE = 1000
+BYTES_AT_ONCE = 256 * 1024
+
+
+class Part:
+    """One LMDB file of a store, for reading.
+
+    Args:
+        directory: Of the store.
+        header: Of the store.
+        shard: Number of the shard.
+        part: Number of the file in its shard.
+
+    Raises:
+        StoreError: If the file is missing, damaged, or belongs to another store or shard.
+    """
+
+    def __init__(self, directory: Path, header: StoreHeader, shard: int, part: int = 0) -> None:
+        self.header = header
+        self.shard = shard
+        self.path = directory / shard_file(shard, part)
+        self.environment: Environment = open_environment(self.path, final=header.is_final(shard, part))
+        if header.in_blocks:
+            about = self.about()
+            if (about.identity.hex(), about.shard, about.part) != (header.identity, shard, part):
+                raise StoreError(
+                    f"{self.path} belongs to another store or shard: it says that it is part {about.part} of shard "
+                    f"{about.shard} of store {about.identity.hex()[:8]}, and part {part} of shard {shard} of store "
+                    f"{header.identity[:8]} belongs there. Copy the whole store again"
+                )
+
+    def about(self) -> About:
+        """What the file says of itself, as of the newest commit."""
+        with self.environment.reading() as transaction:
+            value = transaction.get(ABOUT_KEY)
+            try:
+                return unpack_about(value if value is not None else memoryview(b""))
+            except ValueError as error:
+                raise StoreError(f"{self.path} is no shard of a label store, or it is damaged: {error}") from None
+
+    def record(self, name: bytes) -> LabelRecord | None:
+        """The label map under a key's bytes, or None.
+
+        Raises:
+            DamagedRecord: If what lies there is none.
+        """
+        with self.environment.reading() as transaction:
+            value = transaction.get(record_key(name))
+            if value is None:
+                return None
+            try:
+                return unpack_record(self.header, name, record_bytes(self.header, transaction, name, value))
+            except ValueError as error:
+                raise DamagedRecord(str(error)) from None
+
+    def holds(self, name: bytes) -> bool:
+        """Whether there is a label map under a key's bytes; reads none."""
+        with self.environment.reading() as transaction:
+            return transaction.get(record_key(name)) is not None
+
+    def count(self) -> int:
+        """The number of label maps."""
+        if self.header.in_blocks:
+            return self.about().records
+        with self.environment.reading() as transaction:
+            total = int(transaction.stat()["entries"])
+            cursor = transaction.cursor()
+            if cursor.first():
+                for key in cursor.iternext(values=False):
+                    if bytes(key[:1]) != BOOKKEEPING_PREFIX:
+                        break
+                    total -= 1
+            return total
+
+    def failure(self, name: bytes) -> str | None:
+        """Why there is no label map under a key's bytes, if that was noted."""
+        with self.environment.reading() as transaction:
+            value = transaction.get(failure_key(name))
+            return None if value is None else decode_key(bytes(value[2 + len(name) :]))
+
+    def failures(self, *, lenient: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        """The bytes of all keys that failed, with the reason of each.
+
+        Args:
+            lenient: Whether to leave out what cannot be read.
+
+        Raises:
+            DamagedRecord: If what lies there is none.
+        """
+        for key, value in self.walk(FAILURE_PREFIX, values=True):
+            if not key.startswith(FAILURE_PREFIX):
+                return
+            try:
+                name, reason = split_named(memoryview(value))
+            except ValueError as error:
+                if lenient:
+                    continue
+                raise DamagedRecord(f"{self.path}, failure {key.hex()}: {error}") from None
+            yield name, bytes(reason)
+
+    def long_names(self) -> Iterator[bytes]:
+        """The bytes of all keys that are too long for LMDB, in no order."""
+        for key, value in self.walk(DIGEST_PREFIX, values=True):
+            if not key.startswith(DIGEST_PREFIX):
+                return
+            try:
+                yield long_name(self.header, memoryview(value))
+            except ValueError as error:
+                raise DamagedRecord(f"{self.path}, digest {key.hex()}: {error}") from None
+
+    def walk(self, start: bytes, *, values: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        """LMDB's keys from ``start`` on, in order, with their values if wanted.
+
+        Raises:
+            StoreError: If they are in no order, which would make a walk go round for ever.
+        """
+        while batch := self._some_from(start, values):
+            for key, value in batch:
+                if key < start:
+                    raise StoreError(
+                        f"{self.path} is damaged: after {start[:40]!r} comes {key[:40]!r}, which is not in order. "
+                        f"Copy it again"
+                    )
+                yield key, value
+                start = key + b"\x00"
+
+    def around(self, start: bytes) -> list[bytes]:
+        """LMDB's first key at or after ``start``, empty if there is none, and the last one before it, if any."""
+        with self.environment.reading() as transaction:
+            cursor = transaction.cursor()
+            after = bytes(cursor.key()) if cursor.set_range(start) else b""
+            before = cursor.prev() if after else cursor.last()
+            return [after, *([bytes(cursor.key())] if before else [])]
+
+    def _some_from(self, start: bytes, values: bool) -> list[tuple[bytes, bytes]]:
+        some: list[tuple[bytes, bytes]] = []
+        size = 0
+        with self.environment.reading() as transaction:
+            cursor = transaction.cursor()
+            if not cursor.set_range(start):
+                return some
+            if not values:
+                keys = cursor.iternext(values=False)
+                return [(bytes(key), b"") for key, _ in zip(keys, range(KEYS_AT_ONCE), strict=False)]
+            for key, value in cursor.iternext():
+                some.append((bytes(key), bytes(value)))
+                size += len(some[-1][1])
+                if len(some) == KEYS_AT_ONCE or size >= BYTES_AT_ONCE:
+                    break
+        return some
+
+
+def record_bytes(header: StoreHeader, transaction: lmdb.Transaction, name: bytes, value: memoryview) -> memoryview:
+    """The record of a key, given the value under its LMDB key.
+
+    Raises:
+        ValueError: If the value leads nowhere, or to another key.
+    """
+    if is_long(name) and (found := long_name(header, value)) != name:
+        raise ValueError(f"its digest leads to the key {decode_key(found)!r}")
+    if not header.in_blocks:
+        return split_named(value)[1] if is_long(name) else value
+    block, start, length = unpack_location(value)
+    content = transaction.get(block_key(block))
+    if content is None or len(content) < start + length:
+        raise ValueError(
+            f"it lies at bytes {start} to {start + length} of block {block}, "
+            + ("which is missing" if content is None else f"which has {len(content)}")
+        )
+    return content[start : start + length]
+
+
+def long_name(header: StoreHeader, value: memoryview) -> bytes:
+    """The key that lies under a digest, given the value there.
+
+    Raises:
+        ValueError: If the value is too short to hold one.
+    """
+    if not header.in_blocks:
+        return split_named(value)[0]
+    unpack_location(value)
+    return name_behind_location(value)
