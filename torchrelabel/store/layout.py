@@ -34,6 +34,7 @@ DIGEST_PREFIX = b"\x01"
 FIRST_IMAGE_KEY = b"\x02"
 
 _KEY_LENGTH = struct.Struct("<H")
+_BLOCK_KEY = struct.Struct(">2sI")
 _LOCATION = struct.Struct("<3I")
 _ABOUT = struct.Struct("<16s2I2QI")
 ABOUT_BYTES_OF_FILE = 24  # identity, shard and part; what comes after counts what was committed
@@ -178,7 +179,7 @@ def split_named(value: memoryview) -> tuple[bytes, memoryview]:
 
 def block_key(block: int) -> bytes:
     """The LMDB key of a block of records: ``00 62`` and its number, the highest byte first."""
-    return BLOCK_PREFIX + block.to_bytes(4, "big")
+    return _BLOCK_KEY.pack(BLOCK_PREFIX, block)
 
 
 def pack_location(location: Location, name: bytes) -> bytes:
@@ -195,7 +196,7 @@ def unpack_location(value: memoryview) -> Location:
     """
     if len(value) < _LOCATION.size:
         raise ValueError(f"the place of a record has {_LOCATION.size} bytes, got {len(value)}")
-    return Location(*_LOCATION.unpack_from(value))
+    return Location._make(_LOCATION.unpack_from(value))
 
 
 def name_behind_location(value: memoryview) -> bytes:

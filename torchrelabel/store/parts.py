@@ -14,6 +14,7 @@ from torchrelabel.store.layout import (
     BOOKKEEPING_PREFIX,
     DIGEST_PREFIX,
     FAILURE_PREFIX,
+    FIRST_VERSION_IN_BLOCKS,
     About,
     block_key,
     decode_key,
@@ -79,14 +80,25 @@ class Part:
         Raises:
             DamagedRecord: If what lies there is none.
         """
-        with self.environment.reading() as transaction:
-            value = transaction.get(record_key(name))
-            if value is None:
-                return None
+        environment = self.environment
+        # What `reading` does, without its calls: this is read for every sample of a training run.
+        with environment.lock:
             try:
-                return unpack_record(self.header, name, record_bytes(self.header, transaction, name, value))
+                transaction = environment.begin()
+                try:
+                    value = transaction.get(record_key(name))
+                    if value is None:
+                        return None
+                    record = record_bytes(self.header, transaction, name, value)
+                    return unpack_record(self.header, name, record)
+                finally:
+                    transaction.abort()
             except ValueError as error:
                 raise DamagedRecord(str(error)) from None
+            except Exception as error:
+                if (told := environment.read_error(error)) is error:
+                    raise
+                raise told from error
 
     def holds(self, name: bytes) -> bool:
         """Whether there is a label map under a key's bytes; reads none."""
@@ -193,7 +205,7 @@ def record_bytes(header: StoreHeader, transaction: lmdb.Transaction, name: bytes
     """
     if is_long(name) and (found := long_name(header, value)) != name:
         raise ValueError(f"its digest leads to the key {decode_key(found)!r}")
-    if not header.in_blocks:
+    if header.format_version < FIRST_VERSION_IN_BLOCKS:
         return split_named(value)[1] if is_long(name) else value
     block, start, length = unpack_location(value)
     content = transaction.get(block_key(block))

@@ -152,6 +152,15 @@ class LabelStore(Mapping[str, LabelRecord]):
                 break
         return list(found)
 
+    @property
+    def newest(self) -> StoreHeader:
+        """The header as it was when this object last looked: `header`, but for what its writers have done since."""
+        return self._newest
+
+    def part_count(self, shard: int) -> int:
+        """How many files a shard has, at least one."""
+        return (self._newest.parts[shard] or 1) if self._newest.in_blocks else 1
+
     def close(self) -> None:
         """Give the files back; the next read opens them again."""
         self._parts = {}
@@ -186,9 +195,8 @@ class LabelStore(Mapping[str, LabelRecord]):
         return parts
 
     def _open_parts(self, shard: int) -> list[Part]:
-        count = self._newest.parts[shard] if self._newest.in_blocks else 1
         # A shard without parts is missing, which opening its first one says.
-        return [Part(self._path, self._newest, shard, part) for part in range(count or 1)]
+        return [Part(self._path, self._newest, shard, part) for part in range(self.part_count(shard))]
 
     def _environment(self, shard: int) -> Environment:
         return self._parts_of(shard)[-1].environment

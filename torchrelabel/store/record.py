@@ -41,6 +41,8 @@ _HAS_IMAGE_SCORES = 0x02
 _HAS_IMAGE_SIZE = 0x04
 _EXIF_TURNED = 0x08
 
+_UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+
 # For so many, comparing each with each is quicker than sorting.
 _FEW_CLASSES = 8
 
@@ -82,7 +84,8 @@ class LabelRecord(NamedTuple):
         said = [f"{top_k} classes in each of {rows} x {columns} cells"]
         said += ["residual"] if self.residual is not None else []
         said += [f"coverage {self.coverage}"] if self.coverage != WHOLE_IMAGE else []
-        said += [f"scores of the whole image for {len(self.image_scores)} classes"] * (self.image_scores is not None)
+        if self.image_scores is not None:
+            said.append(f"scores of the whole image for {len(self.image_scores)} classes")
         if self.image_size is not None:
             said.append("image of {} x {} px".format(*self.image_size) + ", turned by EXIF" * bool(self.exif_turned))
         return f"{type(self).__name__}({', '.join(said)})"
@@ -119,7 +122,7 @@ def pack_record(
     top_k, rows, columns = kept.shape
     shape = Shape(top_k, rows, columns, header.num_classes, header.residual)
     kept_classes = _checked_classes(header, kept, classes)
-    if (kept[1:] > kept[:-1]).any():
+    if np.count_nonzero(kept[1:] > kept[:-1]):
         order = np.argsort(-kept, axis=0, kind="stable")
         kept, kept_classes = (np.take_along_axis(each, order, axis=0) for each in (kept, kept_classes))
     payload = CODECS[header.codec].encode(shape, kept, kept_classes, _checked_residual(header, kept, residual))
@@ -255,7 +258,8 @@ def _checked_classes(header: StoreHeader, scores: Scores, classes: ArrayLike) ->
         raise ValueError(f"classes are integers, got dtype {given.dtype}")
     if given.shape != scores.shape:
         raise ValueError(f"classes have the shape of scores, {list(scores.shape)}, got {list(given.shape)}")
-    if given.min() < 0 or given.max() >= header.num_classes:
+    # Without its sign, a negative number is a large one.
+    if given.view(_UNSIGNED[given.dtype.itemsize]).max() >= header.num_classes:
         k, row, column = _first((given < 0) | (given >= header.num_classes))
         raise ValueError(
             f"classes are 0 to {header.num_classes - 1}, got {given[k, row, column]} at cell ({row}, {column})"
@@ -337,7 +341,7 @@ def _finite_float32(what: str, given: NDArray[Any]) -> Scores:
         with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, and is refused by its value below
             kept = np.ascontiguousarray(given, dtype=np.float32)
     finite = np.isfinite(kept)
-    if not finite.all():
+    if np.count_nonzero(finite) < kept.size:
         place = _first(~finite)
         where = f"cell {place[-2:]}" if len(place) > 1 else f"class {place[0]}"
         raise ValueError(f"{what} must be finite float32 numbers, got {given[place]} at {where}")
@@ -356,7 +360,7 @@ def _check_descending(scores: Scores) -> None:
 
 def _check_distinct(classes: Classes) -> None:
     few = len(classes) <= _FEW_CLASSES
-    if few and not any((classes[apart:] == classes[:-apart]).any() for apart in range(1, len(classes))):
+    if few and not any(np.count_nonzero(classes[apart:] == classes[:-apart]) for apart in range(1, len(classes))):
         return
     ordered = np.sort(classes, axis=0)
     repeated = ordered[1:] == ordered[:-1]
