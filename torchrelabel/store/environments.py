@@ -124,7 +124,7 @@ class Environment:
         self.close()
         self._open()
         if before is None or self._about != before:
-            self._seen = (-1, -1)
+            self._seen, self._about = (-1, -1), before
             raise StoreError(
                 f"{self.path} was written over while it was open: another store was copied to its place, or it is "
                 f"damaged. Open the store again"

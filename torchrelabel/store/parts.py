@@ -55,6 +55,8 @@ class Part:
         self.header = header
         self.shard = shard
         self.path = directory / shard_file(shard, part)
+        if header.in_blocks and not header.parts[shard]:
+            raise StoreError(f"{self.path} is missing: its writer has not begun")
         self.environment: Environment = open_environment(self.path, final=header.is_final(shard, part))
         if header.in_blocks:
             about = self.about()

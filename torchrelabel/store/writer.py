@@ -378,8 +378,9 @@ class LabelStoreWriter:
                 # What a writer began that was killed before it could say so.
                 if leftover.name not in {shard_file(number, part) for part in range(header.parts[number])}:
                     _remove(leftover)
-            self._shards[number] = _Shard(self._path, header, number, parts[number])
         begun = replace(header, parts=tuple(parts), finished=tuple(set(header.finished) - set(numbers)))
+        for number in numbers:
+            self._shards[number] = _Shard(self._path, begun, number, fresh=parts[number] > header.parts[number])
         try:
             sync_directory(self._path)
         except OSError as error:
@@ -436,10 +437,11 @@ class LabelStoreWriter:
 class _Shard:
     """The last file of a shard, which this process writes, and those before it, which nobody writes any more."""
 
-    def __init__(self, directory: Path, header: StoreHeader, number: int, parts: int) -> None:
+    def __init__(self, directory: Path, header: StoreHeader, number: int, *, fresh: bool) -> None:
+        parts = header.parts[number]
         self.path = directory / shard_file(number, parts - 1)
         self._header = header
-        self._fresh = parts > header.parts[number]
+        self._fresh = fresh
         before = [Part(directory, header, number, part) for part in range(parts - 1)]
         self._environment: Environment = open_environment(self.path, write=True)
         self._records: dict[bytes, bytes] = {}
