@@ -25,7 +25,7 @@ from torchrelabel.annotate.images import ImagesFound, ImagesToAnnotate, LoadedBa
 from torchrelabel.errors import StoreError, TorchRelabelError, UnsupportedModel
 from torchrelabel.store import LabelStore, LabelStoreWriter, StoreHeader
 from torchrelabel.store.header import read_header
-from torchrelabel.store.layout import HEADER_FILE, encode_key, fingerprint, is_store_file, shard_file, shard_of
+from torchrelabel.store.layout import HEADER_FILE, encode_key, fingerprint, is_store_file, shard_files, shard_of
 
 # Of photographs, labels from cells seen 1.5 times enlarged are as near to the annotator as from twice, at 3.25 forward
 # passes instead of 5 (docs/evidence.md).
@@ -528,5 +528,5 @@ def _no_numbers(annotator: Annotator) -> str:
 
 def _bytes_on_disk(output: Path, shards: list[int]) -> int:
     # st_blocks counts what is allocated: a memory map's file is sparse.
-    sizes = [(output / shard_file(shard)).stat() for shard in shards]
+    sizes = [file.stat() for shard in shards for file in shard_files(output, shard)]
     return sum(int(getattr(size, "st_blocks", -(-size.st_size // 512))) * 512 for size in sizes)
