@@ -182,8 +182,9 @@ def written(path, value, about=None):
 
 
 @pytest.mark.parametrize("about", [None, b"of the store"])
-def test_another_file_copied_over_a_final_one_is_noticed_at_every_look(tmp_path, about):
+def test_another_file_copied_over_a_final_one_is_noticed_at_every_look(tmp_path, about, monkeypatch):
     """Other images' maps used to be read without a word."""
+    monkeypatch.setattr(environments, "_SECONDS_BETWEEN_CHECKS", 0)
     for name in ("final.mdb", "other.mdb"):
         written(tmp_path / name, name.encode() * 1000, about and about + name.encode())
     environment = open_environment(tmp_path / "final.mdb", final=True)
@@ -192,6 +193,17 @@ def test_another_file_copied_over_a_final_one_is_noticed_at_every_look(tmp_path,
     for _ in range(2):
         with pytest.raises(StoreError, match=r"final.mdb was written over while it was open: another store"):
             look(environment)
+
+
+def test_a_key_that_a_final_file_lacks_is_looked_for_again_if_the_file_was_written_over(tmp_path):
+    """Between two checks only a key that is missing could be answered wrong: a record's checksum tells its store."""
+    for name in ("final.mdb", "other.mdb"):
+        written(tmp_path / name, name.encode() * 1000, b"of the store" + name.encode())
+    environment = open_environment(tmp_path / "final.mdb", final=True)
+    assert look(environment)[:5] == b"final"
+    (tmp_path / "final.mdb").write_bytes((tmp_path / "other.mdb").read_bytes())
+    with environment.lock, pytest.raises(StoreError, match=r"final.mdb was written over while it was open"):
+        environment.look(anew=True)
 
 
 def test_the_same_file_copied_over_a_final_one_is_read_on(tmp_path):

@@ -24,6 +24,7 @@ INITIAL_MAP_SIZE = 64 * 1024 * 1024
 _MAX_READERS = 510
 _LOCK_BYTES = 64 * (_MAX_READERS + 2)
 _SECONDS_FOR_A_PLACE = 30.0
+_SECONDS_BETWEEN_CHECKS = 0.1
 
 
 class Environment:
@@ -47,6 +48,10 @@ class Environment:
         self._descriptor = -1
         self._seen: tuple[int, int] = (0, 0)
         self._about: bytes | None = None
+        # Of a final file only: a transaction that stays open, and the blocks of records that were looked at in it.
+        self._standing: lmdb.Transaction | None = None
+        self._checked = 0.0
+        self.blocks: dict[int, memoryview] = {}
         self._open()
 
     def reading(self) -> _Reading:
@@ -56,18 +61,43 @@ class Environment:
         """
         return _Reading(self)
 
-    def begin(self) -> lmdb.Transaction:
-        """A read transaction on the newest commit, also where another process has grown the file since.
+    def look(self, *, anew: bool = False) -> lmdb.Transaction:
+        """A transaction to read in while holding `lock`; give it to `leave` afterwards.
+
+        A final file has one transaction for all looks. Each look notices that the file was cut short, which takes a
+        fraction of a microsecond; that it was written over is noticed within a tenth of a second, or if ``anew``.
 
         Raises:
             StoreError: If the file was cut short or, though it is final, written over since it was opened. LMDB would
                 not notice, and the process would die of a bus error or read what is not this store's.
         """
-        if self._descriptor < 0:  # an earlier look found it unreadable
-            self._open()
-        status = os.fstat(self._descriptor)
-        if (status.st_size, status.st_mtime_ns) != self._seen:
-            self._look_what_changed(status)
+        if not self.final:
+            return self.begin()
+        now = time.monotonic()
+        if (
+            self._standing is None
+            or anew
+            or now > self._checked + _SECONDS_BETWEEN_CHECKS
+            or os.lseek(self._descriptor, 0, os.SEEK_END) != self._seen[0]
+        ):
+            self._check()
+            self._checked = now
+            if self._standing is None:
+                self._standing = self.handle.begin(buffers=True)
+        return self._standing
+
+    def leave(self, transaction: lmdb.Transaction) -> None:
+        """End a look."""
+        if transaction is not self._standing:
+            transaction.abort()
+
+    def begin(self) -> lmdb.Transaction:
+        """A read transaction on the newest commit, also where another process has grown the file since.
+
+        Raises:
+            StoreError: As `look`.
+        """
+        self._check()
         try:
             return self.handle.begin(buffers=True)
         except self._lmdb.MapResizedError:
@@ -105,10 +135,19 @@ class Environment:
 
     def close(self) -> None:
         """Close the handle."""
+        self.blocks.clear()
+        self._standing = None
         self.handle.close()
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+    def _check(self) -> None:
+        if self._descriptor < 0:  # an earlier look found it unreadable
+            self._open()
+        status = os.fstat(self._descriptor)
+        if (status.st_size, status.st_mtime_ns) != self._seen:
+            self._look_what_changed(status)
 
     def _look_what_changed(self, status: os.stat_result) -> None:
         if status.st_size < self._seen[0] and not self.final:
@@ -241,7 +280,7 @@ class _Reading:
     def __enter__(self) -> lmdb.Transaction:
         self._environment.lock.acquire()
         try:
-            self._transaction = self._environment.begin()
+            self._transaction = self._environment.look()
         except BaseException as error:
             self._environment.lock.release()
             if (told := self._environment.read_error(error)) is error:
@@ -252,7 +291,8 @@ class _Reading:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._transaction.abort()
+        self._environment.leave(self._transaction)
+        del self._transaction  # LMDB gives its place in the lock to others when nobody holds it
         self._environment.lock.release()
         if error is not None and (told := self._environment.read_error(error)) is not error:
             raise told from error

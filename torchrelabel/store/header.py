@@ -14,7 +14,7 @@ import msgpack
 
 from torchrelabel.calibration import Calibration
 from torchrelabel.errors import StoreError
-from torchrelabel.store.codecs import CODECS
+from torchrelabel.store.codecs import CODECS, Shape
 from torchrelabel.store.files import replace_file
 from torchrelabel.store.layout import (
     FIRST_VERSION_IN_BLOCKS,
@@ -162,6 +162,11 @@ class StoreHeader:
     def decoder(self) -> Decoder:
         """What reads the payloads of records."""
         return decoder_of(self.format_version, self.codec)
+
+    @cached_property
+    def shapes(self) -> dict[tuple[int, int], Shape]:
+        """The shapes of records that were read, by their grids."""
+        return {}
 
     def is_final(self, shard: int, part: int) -> bool:
         """Whether an LMDB file will never be written to again."""

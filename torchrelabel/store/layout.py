@@ -150,7 +150,7 @@ def is_long(name: bytes) -> bool:
 
 def record_key(name: bytes) -> bytes:
     """The LMDB key of a record: the key's own bytes, or ``01`` and their SHA-256 where LMDB's limit is."""
-    return DIGEST_PREFIX + hashlib.sha256(name).digest() if is_long(name) else name
+    return name if len(name) <= MAX_LMDB_KEY_BYTES else DIGEST_PREFIX + hashlib.sha256(name).digest()
 
 
 def failure_key(name: bytes) -> bytes:
@@ -194,9 +194,10 @@ def unpack_location(value: memoryview) -> Location:
     Raises:
         ValueError: If the value is shorter than a location.
     """
-    if len(value) < _LOCATION.size:
-        raise ValueError(f"the place of a record has {_LOCATION.size} bytes, got {len(value)}")
-    return Location._make(_LOCATION.unpack_from(value))
+    try:
+        return Location._make(_LOCATION.unpack_from(value))
+    except struct.error:
+        raise ValueError(f"the place of a record has {_LOCATION.size} bytes, got {len(value)}") from None
 
 
 def name_behind_location(value: memoryview) -> bytes:

@@ -15,6 +15,7 @@ from torchrelabel.store.layout import (
     DIGEST_PREFIX,
     FAILURE_PREFIX,
     FIRST_VERSION_IN_BLOCKS,
+    MAX_LMDB_KEY_BYTES,
     About,
     block_key,
     decode_key,
@@ -86,15 +87,21 @@ class Part:
         # What `reading` does, without its calls: this is read for every sample of a training run.
         with environment.lock:
             try:
-                transaction = environment.begin()
+                transaction = environment.look()
                 try:
-                    value = transaction.get(record_key(name))
+                    key = record_key(name)
+                    value = transaction.get(key)
+                    if value is None and environment.final:
+                        transaction = environment.look(anew=True)
+                        value = transaction.get(key)
                     if value is None:
                         return None
-                    record = record_bytes(self.header, transaction, name, value)
+                    record = record_bytes(
+                        self.header, transaction, name, value, environment.blocks if environment.final else None
+                    )
                     return unpack_record(self.header, name, record)
                 finally:
-                    transaction.abort()
+                    environment.leave(transaction)
             except ValueError as error:
                 raise DamagedRecord(str(error)) from None
             except Exception as error:
@@ -104,8 +111,11 @@ class Part:
 
     def holds(self, name: bytes) -> bool:
         """Whether there is a label map under a key's bytes; reads none."""
-        with self.environment.reading() as transaction:
-            return transaction.get(record_key(name)) is not None
+        environment = self.environment
+        with environment.reading() as transaction:
+            if transaction.get(record_key(name)) is not None:
+                return True
+            return environment.final and environment.look(anew=True).get(record_key(name)) is not None
 
     def count(self) -> int:
         """The number of label maps."""
@@ -199,23 +209,40 @@ class Part:
         return some
 
 
-def record_bytes(header: StoreHeader, transaction: lmdb.Transaction, name: bytes, value: memoryview) -> memoryview:
+def record_bytes(
+    header: StoreHeader,
+    transaction: lmdb.Transaction,
+    name: bytes,
+    value: memoryview,
+    blocks: dict[int, memoryview] | None = None,
+) -> memoryview:
     """The record of a key, given the value under its LMDB key.
+
+    Args:
+        header: Of the store.
+        transaction: In which the value was found.
+        name: The key's bytes.
+        value: What lies under its LMDB key.
+        blocks: Of a final file, whose transaction stays open: the blocks that were looked at before.
 
     Raises:
         ValueError: If the value leads nowhere, or to another key.
     """
-    if is_long(name) and (found := long_name(header, value)) != name:
+    if len(name) > MAX_LMDB_KEY_BYTES and (found := long_name(header, value)) != name:
         raise ValueError(f"its digest leads to the key {decode_key(found)!r}")
     if header.format_version < FIRST_VERSION_IN_BLOCKS:
         return split_named(value)[1] if is_long(name) else value
     block, start, length = unpack_location(value)
-    content = transaction.get(block_key(block))
+    content = None if blocks is None else blocks.get(block)
+    if content is None:
+        content = transaction.get(block_key(block))
     if content is None or len(content) < start + length:
         raise ValueError(
             f"it lies at bytes {start} to {start + length} of block {block}, "
             + ("which is missing" if content is None else f"which has {len(content)}")
         )
+    if blocks is not None:
+        blocks[block] = content
     return content[start : start + length]
 
 

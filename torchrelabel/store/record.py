@@ -41,6 +41,9 @@ _HAS_IMAGE_SCORES = 0x02
 _HAS_IMAGE_SIZE = 0x04
 _EXIF_TURNED = 0x08
 
+# Most stores have one grid; one that has many need not fill the memory with them.
+_SHAPES_KEPT = 100
+
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 # For so many, comparing each with each is quicker than sorting.
@@ -181,11 +184,15 @@ def unpack_record(header: StoreHeader, name: bytes, record: memoryview) -> Label
             start += length
         elif header.image_top_k:
             raise ValueError("it has no scores for the whole image, and the header says that every record has")
-        shape = Shape(top_k, rows, columns, header.num_classes, header.residual)
+        shape = header.shapes.get((rows, columns))
+        if shape is None:
+            shape = Shape(top_k, rows, columns, header.num_classes, header.residual)
+            if len(header.shapes) < _SHAPES_KEPT:
+                header.shapes[rows, columns] = shape
         scores, classes, residual = header.decoder.decode(shape, record[start:])
     except (ValueError, struct.error) as error:
         raise DamagedRecord(str(error)) from None
-    return LabelRecord(scores, classes, residual, coverage, image_scores, image_size, exif_turned)
+    return LabelRecord._make((scores, classes, residual, coverage, image_scores, image_size, exif_turned))
 
 
 def decoder_of(version: int, codec: str) -> Decoder:
