@@ -92,7 +92,10 @@ def test_keys_are_sorted_across_shards(tmp_path):
 def test_iteration_goes_on_from_batch_to_batch(tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "KEYS_AT_ONCE", 3)
     keys = [f"{index:02d}.jpg" for index in range(12)]
-    assert list(LabelStore(write(tmp_path / "maps.lmdb", keys))) == keys
+    with LabelStoreWriter(tmp_path / "maps.lmdb", **SETTINGS) as writer:
+        fill(writer, keys)
+        writer.close()
+    assert list(LabelStore(tmp_path / "maps.lmdb")) == keys
 
 
 def test_large_values_are_not_all_in_memory_when_they_are_walked(tmp_path, monkeypatch):
@@ -100,6 +103,7 @@ def test_large_values_are_not_all_in_memory_when_they_are_walked(tmp_path, monke
     with LabelStoreWriter(tmp_path / "maps.lmdb", **SETTINGS) as writer:
         for index in range(12):
             writer.put_failure(f"{index:02d}.jpg", 300 * "x")
+        writer.close()
     looks, some = [], parts.Part._some_from
 
     def counted(*given):

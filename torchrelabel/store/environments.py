@@ -86,6 +86,16 @@ class Environment:
                 self._standing = self.handle.begin(buffers=True)
         return self._standing
 
+    def pread(self, size: int, offset: int) -> bytes:
+        """Bytes of a final file, fewer at its end.
+
+        Raises:
+            StoreError: As `look`.
+        """
+        with self.lock:
+            self.look()
+            return os.pread(self._descriptor, size, offset)
+
     def leave(self, transaction: lmdb.Transaction) -> None:
         """End a look."""
         if transaction is not self._standing:

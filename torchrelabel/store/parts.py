@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +30,7 @@ from torchrelabel.store.layout import (
     unpack_about,
     unpack_location,
 )
+from torchrelabel.store.pages import DamagedPage, PageReader
 from torchrelabel.store.record import LabelRecord, unpack_record
 
 if TYPE_CHECKING:
@@ -109,6 +112,15 @@ class Part:
                     raise
                 raise told from error
 
+    def raw_record(self, name: bytes) -> bytes | None:
+        """The bytes of the record under a key's bytes, unchecked, or None."""
+        with self.environment.reading() as transaction:
+            value = transaction.get(record_key(name))
+            try:
+                return None if value is None else bytes(record_bytes(self.header, transaction, name, value))
+            except ValueError as error:
+                raise DamagedRecord(f"{self.path}, label map of {decode_key(name)!r}: {error}") from None
+
     def holds(self, name: bytes) -> bool:
         """Whether there is a label map under a key's bytes; reads none."""
         environment = self.environment
@@ -123,13 +135,8 @@ class Part:
             return self.about().records
         with self.environment.reading() as transaction:
             total = int(transaction.stat()["entries"])
-            cursor = transaction.cursor()
-            if cursor.first():
-                for key in cursor.iternext(values=False):
-                    if bytes(key[:1]) != BOOKKEEPING_PREFIX:
-                        break
-                    total -= 1
-            return total
+        walked = self.walk(BOOKKEEPING_PREFIX)
+        return total - sum(1 for _ in takewhile(lambda entry: entry[0].startswith(BOOKKEEPING_PREFIX), walked))
 
     def failure(self, name: bytes) -> str | None:
         """Why there is no label map under a key's bytes, if that was noted."""
@@ -171,25 +178,46 @@ class Part:
         """LMDB's keys from ``start`` on, in order, with their values if wanted.
 
         Raises:
-            StoreError: If they are in no order, which would make a walk go round for ever.
+            StoreError: If the file is damaged: keys in no order would make a walk go round for ever.
         """
+        if self._pages_can_be_read():
+            try:
+                yield from PageReader(self.environment.pread).walk(start, values=values)
+            except DamagedPage as error:
+                raise self._damaged(error) from None
+            return
         while batch := self._some_from(start, values):
             for key, value in batch:
                 if key < start:
-                    raise StoreError(
-                        f"{self.path} is damaged: after {start[:40]!r} comes {key[:40]!r}, which is not in order. "
-                        f"Copy it again"
-                    )
+                    raise self._damaged(f"after {start[:60]!r} comes {key[:60]!r}, which is not in order")
                 yield key, value
                 start = key + b"\x00"
 
     def around(self, start: bytes) -> list[bytes]:
-        """LMDB's first key at or after ``start``, empty if there is none, and the last one before it, if any."""
+        """LMDB's first key at or after ``start``, empty if there is none, and the last one before it, if any.
+
+        Raises:
+            StoreError: If the file is damaged.
+        """
+        if self._pages_can_be_read():
+            try:
+                pages = PageReader(self.environment.pread)
+                after, before = next((key for key, _ in pages.walk(start)), b""), pages.last_before(start)
+            except DamagedPage as error:
+                raise self._damaged(error) from None
+            return [after, *([before] if before is not None else [])]
         with self.environment.reading() as transaction:
             cursor = transaction.cursor()
-            after = bytes(cursor.key()) if cursor.set_range(start) else b""
-            before = cursor.prev() if after else cursor.last()
-            return [after, *([bytes(cursor.key())] if before else [])]
+            found = [bytes(cursor.key()) if cursor.set_range(start) else b""]
+            behind = cursor.prev() if found[0] else cursor.last()
+            return found + ([bytes(cursor.key())] if behind else [])
+
+    def _pages_can_be_read(self) -> bool:
+        """Whether walks go through pages that are checked, and not through LMDB, which trusts them."""
+        return self.environment.final and hasattr(os, "pread") and PageReader.understands()
+
+    def _damaged(self, why: object) -> StoreError:
+        return StoreError(f"{self.path} is damaged: {why}. Copy it again if it was copied, or annotate again")
 
     def _some_from(self, start: bytes, values: bool) -> list[tuple[bytes, bytes]]:
         some: list[tuple[bytes, bytes]] = []

@@ -161,6 +161,18 @@ class LabelStore(Mapping[str, LabelRecord]):
         """How many files a shard has, at least one."""
         return (self._newest.parts[shard] or 1) if self._newest.in_blocks else 1
 
+    def raw_record(self, name: bytes) -> tuple[Part, bytes]:
+        """The bytes of a record that is there, unchecked, and the file that they are in.
+
+        Raises:
+            MissingLabelMap: If there is none.
+        """
+        for part in self._parts_of(zlib.crc32(name) % self._header.shards):
+            record = part.raw_record(name)
+            if record is not None:
+                return part, record
+        raise MissingLabelMap(self._why_missing(decode_key(name)))
+
     def close(self) -> None:
         """Give the files back; the next read opens them again."""
         self._parts = {}

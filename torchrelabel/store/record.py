@@ -195,6 +195,24 @@ def unpack_record(header: StoreHeader, name: bytes, record: memoryview) -> Label
     return LabelRecord._make((scores, classes, residual, coverage, image_scores, image_size, exif_turned))
 
 
+def carry_over(source: StoreHeader, target: StoreHeader, name: bytes, record: bytes) -> bytes:
+    """A record of one store as a record of another one with the same settings: the same numbers, sealed anew.
+
+    Raises:
+        DamagedRecord: If the record is none.
+    """
+    read = unpack_record(source, name, memoryview(record))
+    if source.format_version >= FIRST_VERSION_IN_BLOCKS:
+        return seal_record(target, name, record[4:])
+    # Older versions had another payload, behind the same front.
+    end = _FRONT.size + (_BOX.size if record[_FRONT.size - 1] & _HAS_COVERAGE else 0)
+    if record[_FRONT.size - 1] & _HAS_IMAGE_SCORES:
+        end += _IMAGE_LENGTH.size + _IMAGE_LENGTH.unpack_from(record, end)[0]
+    shape = Shape(*read.scores.shape, source.num_classes, source.residual)
+    payload = CODECS[target.codec].encode(shape, read.scores, read.classes, read.residual)
+    return seal_record(target, name, record[4:end] + payload)
+
+
 def decoder_of(version: int, codec: str) -> Decoder:
     """What reads the payload of a record of a version of the format."""
     return CODECS[codec] if version >= FIRST_VERSION_IN_BLOCKS else OLD_CODECS[codec]

@@ -214,6 +214,16 @@ class LabelStoreWriter:
             raise ValueError(f"label map of {key!r}: {error}") from None
         self._put_record(key, name, shard, record)
 
+    def put_record(self, key: str, record: bytes) -> None:
+        """Put a record that was packed for this store's header, as `torchrelabel.store.record.carry_over` does.
+
+        Raises:
+            ValueError: As `put`.
+            StoreError: If the file system refuses.
+        """
+        name, shard = self._locate(key)
+        self._put_record(key, name, shard, record)
+
     def _put_record(self, key: str, name: bytes, shard: _Shard, record: bytes) -> None:
         stored = shard.find(name)
         if stored is not None:
