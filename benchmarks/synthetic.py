@@ -30,7 +30,9 @@ class SyntheticMap(NamedTuple):
     residual: NDArray[np.float32]
 
 
-def pool(count: int, *, rows: int = 15, columns: int = 15, top_k: int = 5, num_classes: int = 1000) -> list[SyntheticMap]:
+def pool(
+    count: int, *, rows: int = 15, columns: int = 15, top_k: int = 5, num_classes: int = 1000
+) -> list[SyntheticMap]:
     """So many different maps, the same at every call; records in turn are made of these."""
     rng = np.random.default_rng(0)
     return [_one(rng, rows, columns, top_k, num_classes) for _ in range(count)]

@@ -40,8 +40,10 @@ STEPS = np.array([4.5 / 255, 8.25 / 255], "<f4").tobytes()
 def test_uint8_is_byte_exact():
     payload = CODECS["uint8"].encode(SMALL, SCORES, CLASSES, RESIDUAL)
     head = (
-        b"\x00\x00\x00\xbf" + STEPS[:4]  # from -0.5 to 4
-        + b"\x00\x00\x00\xc1" + STEPS[4:]  # from -8 to 0.25
+        b"\x00\x00\x00\xbf"
+        + STEPS[:4]  # from -0.5 to 4
+        + b"\x00\x00\x00\xc1"
+        + STEPS[4:]  # from -8 to 0.25
         + b"\x01"  # one of two planes as differences
         + b"\xff\x8e"  # 4, 2: 255, 2.5 / 4.5 * 255 = 141.7
         + b"\xff\x00"
@@ -49,7 +51,7 @@ def test_uint8_is_byte_exact():
     )
     assert payload[: len(head)] == head
     # 1, -0.5: 1.5 / 4.5 * 255 = 85, 0; so 255 - 85 = 170 and 142 - 0 below
-    assert zlib.decompress(payload[len(head) :], wbits=-15) == b"\xaa\x8e" b"\x00\x01\x01\x00"
+    assert zlib.decompress(payload[len(head) :], wbits=-15) == b"\xaa\x8e\x00\x01\x01\x00"
 
 
 @pytest.mark.parametrize(("planes", "differences"), [(b"\xff\x8e\x55\x00", b""), (b"\xff\x8e", b"\xaa\x8e")])

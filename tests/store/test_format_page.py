@@ -29,7 +29,9 @@ def read():
 @pytest.mark.parametrize("coverage", [None, (0, 0.25, 1, 0.75)])
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("num_classes", [20, 70000])
-def test_the_snippet_reads_what_the_library_writes(tmp_path, read, num_classes, residual, coverage, image_top_k, image_size):
+def test_the_snippet_reads_what_the_library_writes(
+    tmp_path, read, num_classes, residual, coverage, image_top_k, image_size
+):
     path = tmp_path / "maps.lmdb"
     given = make_map(3, num_classes=num_classes, residual=residual)
     settings = {"num_classes": num_classes, "top_k": 3, "residual": residual, "image_top_k": image_top_k}

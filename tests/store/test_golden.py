@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from tests.store.golden.make import GOLDEN_CALIBRATION, GOLDEN_IDENTITY, GOLDEN_SIZES, KEYS, golden_image_scores, golden_map
+from tests.store.golden.make import (
+    GOLDEN_CALIBRATION,
+    GOLDEN_IDENTITY,
+    GOLDEN_SIZES,
+    KEYS,
+    golden_image_scores,
+    golden_map,
+)
 from torchrelabel.store import LabelStore, shard_of, write_calibration
 from torchrelabel.store.verify import verify
 

@@ -32,7 +32,10 @@ def assert_same(one, other):
 
 
 def test_stores_of_several_ranks_become_one(tmp_path):
-    ranks = [write(tmp_path / f"{rank}", range(rank, 12, 3), [["bad.jpg", "01.jpg"], ["bad.jpg"], []][rank]) for rank in range(3)]
+    ranks = [
+        write(tmp_path / f"{rank}", range(rank, 12, 3), [["bad.jpg", "01.jpg"], ["bad.jpg"], []][rank])
+        for rank in range(3)
+    ]
     assert merge(ranks, tmp_path / "all", shards=2) == Merged(12, 1, True)
     store = LabelStore(tmp_path / "all")
     assert list(store) == [f"{seed:02d}.jpg" for seed in range(12)]

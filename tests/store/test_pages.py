@@ -27,7 +27,10 @@ def reader(content):
 
 def entries_of(count, seed=0):
     rng = random.Random(seed)
-    return {b"%05d" % rng.randrange(10**5) + bytes(rng.randrange(40)): bytes(rng.choice([3, 900, 9000])) for _ in range(count)}
+    return {
+        b"%05d" % rng.randrange(10**5) + bytes(rng.randrange(40)): bytes(rng.choice([3, 900, 9000]))
+        for _ in range(count)
+    }
 
 
 @pytest.mark.parametrize("batches", [1, 3])

@@ -17,8 +17,7 @@ from numpy.testing import assert_array_equal
 
 from tests.store.label_maps import editing, fill, flip_byte, make_map
 from torchrelabel.errors import DamagedRecord, MissingLabelMap, StoreError
-from torchrelabel.store import LabelStore, LabelStoreWriter, environments
-from torchrelabel.store import parts
+from torchrelabel.store import LabelStore, LabelStoreWriter, environments, parts
 from torchrelabel.store.layout import record_key
 
 SETTINGS = {"num_classes": 20, "top_k": 3}

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from tests.store.label_maps import CLASSES, TOP_K, editing, fill, flip_byte, make_map
-from torchrelabel.store import LabelStore, LabelStoreWriter, shard_of
-from torchrelabel.store.codecs import CODECS, Shape
-from torchrelabel.store import inspection
+from torchrelabel.store import LabelStore, LabelStoreWriter, inspection, shard_of
 from torchrelabel.store import verify as verify_module
+from torchrelabel.store.codecs import CODECS, Shape
 from torchrelabel.store.layout import failure_key, fingerprint, shard_file
 from torchrelabel.store.record import pack_record, seal_record
 from torchrelabel.store.verify import verify

@@ -190,7 +190,9 @@ def unpack_palette(shape: Shape, payload: memoryview, start: int) -> tuple[NDArr
         ValueError: If the bytes do not describe ascending classes below ``C``.
     """
     if len(payload) < start + _PALETTE.size:
-        raise ValueError(f"the palette's front needs {_PALETTE.size} bytes, and {max(len(payload) - start, 0)} are left")
+        raise ValueError(
+            f"the palette's front needs {_PALETTE.size} bytes, and {max(len(payload) - start, 0)} are left"
+        )
     count, width = _PALETTE.unpack_from(payload, start)
     start += _PALETTE.size
     kind = _WIDTHS.get(width)
@@ -217,9 +219,7 @@ def take_classes(shape: Shape, palette: NDArray[np.int32], indices: NDArray[Any]
     try:
         classes = palette.take(indices.reshape(shape.rows * shape.columns, shape.top_k).T)
     except IndexError:
-        raise ValueError(
-            f"class index {int(indices.max())} reaches past a palette of {len(palette)} classes"
-        ) from None
+        raise ValueError(f"class index {int(indices.max())} reaches past a palette of {len(palette)} classes") from None
     return classes.reshape(shape.top_k, shape.rows, shape.columns)
 
 
@@ -330,7 +330,9 @@ def _quantize(numbers: Scores) -> tuple[bytes, NDArray[np.uint8]]:
     # As the reader will have it, so that rounding does not add up.
     step = float(np.float32((float(numbers.max()) - low) / 255))
     if max(abs(low), 255 * step, abs(low + 255 * step)) > _LARGEST_SPAN:
-        raise ValueError(f"numbers of the uint8 codec span at most {_LARGEST_SPAN:g}, got {low:g} and steps of {step:g}")
+        raise ValueError(
+            f"numbers of the uint8 codec span at most {_LARGEST_SPAN:g}, got {low:g} and steps of {step:g}"
+        )
     packed = _RANGE.pack(low, step)
     if step == 0:
         return packed, np.zeros(numbers.shape, np.uint8)
@@ -343,7 +345,9 @@ def _quantize(numbers: Scores) -> tuple[bytes, NDArray[np.uint8]]:
 def _values(payload: memoryview, offset: int, levels: NDArray[np.uint8]) -> Scores:
     """What levels stand for, by the smallest number and the step that lie at an offset."""
     low, step = _RANGE.unpack_from(payload, offset)
-    if not (0 <= step and -_LARGEST_SPAN <= low <= low + 255 * step <= _LARGEST_SPAN and 255 * step <= _LARGEST_SPAN):
+    highest = low + 255 * step
+    # A comparison with NaN is false, too.
+    if not (step >= 0 and -_LARGEST_SPAN <= low <= highest <= _LARGEST_SPAN and 255 * step <= _LARGEST_SPAN):
         raise ValueError(f"a range has a finite smallest number and a step, got {low:g} and {step:g}")
     values: Scores = levels.astype(np.float32)
     values *= np.float32(step)

@@ -1,4 +1,4 @@
-"""What looks into the files of a store in a process of its own, which LMDB may end; `torchrelabel.store.verify` asks."""
+"""inspect: looks into the files of a store, in a process of its own, since LMDB may end it; `verify` asks."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torchrelabel.store.layout import (
     BOOKKEEPING_PREFIX,
     DIGEST_PREFIX,
     FAILURE_PREFIX,
+    Buffer,
     decode_key,
     encode_key,
     failure_key,
@@ -132,9 +133,7 @@ class _Inspector:
                 problem = "it has a map in two files"
             if not problem:
                 try:
-                    record = unpack_record(
-                        self._header, name, record_bytes(self._header, transaction, name, there)
-                    )
+                    record = unpack_record(self._header, name, record_bytes(self._header, transaction, name, there))
                     check_numbers(self._header, record)
                     _, rows, columns = record.scores.shape
                 except (ValueError, StoreError) as error:
@@ -149,7 +148,7 @@ class _Inspector:
         self._sound = False
         self._say("damaged", (name, problem))
 
-    def _name(self, lmdb_key: bytes, value: memoryview) -> bytes:
+    def _name(self, lmdb_key: bytes, value: Buffer) -> bytes:
         """The key's bytes, which stand in the value where LMDB's key is a digest."""
         if lmdb_key[:1] not in (BOOKKEEPING_PREFIX, DIGEST_PREFIX):
             return lmdb_key

@@ -40,6 +40,9 @@ _ABOUT = struct.Struct("<16s2I2QI")
 ABOUT_BYTES_OF_FILE = 24  # identity, shard and part; what comes after counts what was committed
 
 
+Buffer = memoryview | bytes
+
+
 class Location(NamedTuple):
     """Where a record lies: its block, its first byte in there, its length."""
 
@@ -163,7 +166,7 @@ def join_named(name: bytes, rest: bytes) -> bytes:
     return _KEY_LENGTH.pack(len(name)) + name + rest
 
 
-def split_named(value: memoryview) -> tuple[bytes, memoryview]:
+def split_named(value: Buffer) -> tuple[bytes, memoryview]:
     """Split a value made by `join_named` into the key and the rest.
 
     Raises:
@@ -174,7 +177,7 @@ def split_named(value: memoryview) -> tuple[bytes, memoryview]:
     (length,) = _KEY_LENGTH.unpack_from(value)
     if len(value) < 2 + length:
         raise ValueError(f"the value announces a key of {length} bytes and has {len(value) - 2} left")
-    return bytes(value[2 : 2 + length]), value[2 + length :]
+    return bytes(value[2 : 2 + length]), memoryview(value)[2 + length :]
 
 
 def block_key(block: int) -> bytes:
@@ -188,7 +191,7 @@ def pack_location(location: Location, name: bytes) -> bytes:
     return packed + name if is_long(name) else packed
 
 
-def unpack_location(value: memoryview) -> Location:
+def unpack_location(value: Buffer) -> Location:
     """Where the record lies of which this is the value under its LMDB key.
 
     Raises:
@@ -200,7 +203,7 @@ def unpack_location(value: memoryview) -> Location:
         raise ValueError(f"the place of a record has {_LOCATION.size} bytes, got {len(value)}") from None
 
 
-def name_behind_location(value: memoryview) -> bytes:
+def name_behind_location(value: Buffer) -> bytes:
     """The key of a record whose LMDB key is a digest."""
     return bytes(value[_LOCATION.size :])
 
@@ -210,7 +213,7 @@ def pack_about(about: About) -> bytes:
     return _ABOUT.pack(*about)
 
 
-def unpack_about(value: memoryview) -> About:
+def unpack_about(value: Buffer) -> About:
     """Read what `pack_about` wrote.
 
     Raises:

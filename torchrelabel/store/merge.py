@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torchrelabel.errors import DamagedRecord, SettingsDiffer, StoreError
 from torchrelabel.store.header import SETTINGS, StoreHeader
@@ -101,7 +102,7 @@ def _names(source: LabelStore, number: int) -> Iterator[tuple[bytes, int]]:
     return ((encode_key(key), number) for key in source)
 
 
-def _common(headers: Sequence[StoreHeader], name: str) -> object:
+def _common(headers: Sequence[StoreHeader], name: str) -> Any:
     """What all headers say; None if they differ."""
     said = [getattr(header, name) for header in headers]
     return said[0] if all(each == said[0] for each in said) else None

@@ -130,7 +130,8 @@ class PageReader:
             length = page[offset + 6] | page[offset + 7] << 8
             begin = offset + _NODE.size
             # The first key of a branch stands for all that are lower.
-            if length > _LONGEST_KEY or begin + length > self._size or not (length or (level < self._depth and not place)):
+            may_be_empty = level < self._depth and not place
+            if not (length or may_be_empty) or length > _LONGEST_KEY or begin + length > self._size:
                 raise DamagedPage(f"page {number} has a key of {length} bytes at byte {offset}")
             keys.append(page[begin : begin + length])
         return page, keys, nodes

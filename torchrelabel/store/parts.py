@@ -19,6 +19,7 @@ from torchrelabel.store.layout import (
     FIRST_VERSION_IN_BLOCKS,
     MAX_LMDB_KEY_BYTES,
     About,
+    Buffer,
     block_key,
     decode_key,
     failure_key,
@@ -76,7 +77,7 @@ class Part:
         with self.environment.reading() as transaction:
             value = transaction.get(ABOUT_KEY)
             try:
-                return unpack_about(value if value is not None else memoryview(b""))
+                return unpack_about(b"" if value is None else value)
             except ValueError as error:
                 raise StoreError(f"{self.path} is no shard of a label store, or it is damaged: {error}") from None
 
@@ -241,7 +242,7 @@ def record_bytes(
     header: StoreHeader,
     transaction: lmdb.Transaction,
     name: bytes,
-    value: memoryview,
+    value: Buffer,
     blocks: dict[int, memoryview] | None = None,
 ) -> memoryview:
     """The record of a key, given the value under its LMDB key.
@@ -259,11 +260,12 @@ def record_bytes(
     if len(name) > MAX_LMDB_KEY_BYTES and (found := long_name(header, value)) != name:
         raise ValueError(f"its digest leads to the key {decode_key(found)!r}")
     if header.format_version < FIRST_VERSION_IN_BLOCKS:
-        return split_named(value)[1] if is_long(name) else value
+        return split_named(value)[1] if is_long(name) else memoryview(value)
     block, start, length = unpack_location(value)
     content = None if blocks is None else blocks.get(block)
     if content is None:
-        content = transaction.get(block_key(block))
+        found_block = transaction.get(block_key(block))
+        content = None if found_block is None else memoryview(found_block)
     if content is None or len(content) < start + length:
         raise ValueError(
             f"it lies at bytes {start} to {start + length} of block {block}, "
@@ -274,7 +276,7 @@ def record_bytes(
     return content[start : start + length]
 
 
-def long_name(header: StoreHeader, value: memoryview) -> bytes:
+def long_name(header: StoreHeader, value: Buffer) -> bytes:
     """The key that lies under a digest, given the value there.
 
     Raises:

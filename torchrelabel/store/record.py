@@ -127,7 +127,8 @@ def pack_record(
     kept_classes = _checked_classes(header, kept, classes)
     if np.count_nonzero(kept[1:] > kept[:-1]):
         order = np.argsort(-kept, axis=0, kind="stable")
-        kept, kept_classes = (np.take_along_axis(each, order, axis=0) for each in (kept, kept_classes))
+        kept = np.take_along_axis(kept, order, axis=0)
+        kept_classes = np.take_along_axis(kept_classes, order, axis=0)
     payload = CODECS[header.codec].encode(shape, kept, kept_classes, _checked_residual(header, kept, residual))
     box = _checked_coverage(header, coverage)
     size, size_flags = _checked_image_size(image_size, exif_turned)
@@ -208,7 +209,8 @@ def carry_over(source: StoreHeader, target: StoreHeader, name: bytes, record: by
     end = _FRONT.size + (_BOX.size if record[_FRONT.size - 1] & _HAS_COVERAGE else 0)
     if record[_FRONT.size - 1] & _HAS_IMAGE_SCORES:
         end += _IMAGE_LENGTH.size + _IMAGE_LENGTH.unpack_from(record, end)[0]
-    shape = Shape(*read.scores.shape, source.num_classes, source.residual)
+    top_k, rows, columns = read.scores.shape
+    shape = Shape(top_k, rows, columns, source.num_classes, source.residual)
     payload = CODECS[target.codec].encode(shape, read.scores, read.classes, read.residual)
     return seal_record(target, name, record[4:end] + payload)
 
