@@ -2,8 +2,8 @@
 
 Each map is of an image with three to five objects on a smooth background. An object lifts twelve to eighteen classes
 that are confusable with it, by less the less likely they are, where a smooth field says that it is; the background does
-so weakly with fourteen classes. On each logit lies noise. The rest of the classes are a floor that only the residual knows.
-With 15 x 15 cells and the best 5 of 1000 classes, a map holds about 45 to 75 distinct classes.
+so weakly with fourteen classes. On each logit lies noise. The rest of the classes are a floor that only the residual
+knows. With 15 x 15 cells and the best 5 of 1000 classes, a map holds about 45 to 75 distinct classes.
 
     python -m benchmarks.synthetic  # how many classes they hold
 """
