@@ -26,7 +26,7 @@ from torchrelabel.store import LabelStore, LabelStoreWriter
 
 _DIFFERENT_MAPS = 1000
 _RANDOM_READS = 100_000
-_COLD_READS = 10_000
+_COLD_READS = 2_000
 
 
 def write(path: Path, codec: str, count: int) -> dict[str, float]:
@@ -63,6 +63,8 @@ def reading(what: str, path: Path, count: int) -> dict[str, float]:
     if what == "cold reads":
         some = order[: min(_COLD_READS, count // 4)]
         return {"random reads a second, cold": len(some) / timed(lambda: [store[key] for key in some])}
+    if what == "cold disk":
+        return {"the disk's own random reads of 8 KiB a second": raw_reads(path)}
     if what == "warm reads":
         for file in path.glob("*.mdb"):  # into the page cache
             with file.open("rb") as opened:
@@ -94,6 +96,19 @@ def reading(what: str, path: Path, count: int) -> dict[str, float]:
     raise ValueError(what)
 
 
+def raw_reads(path: Path, seconds: float = 5.0) -> float:
+    """What the disk gives, to compare cold reads with: 8 KiB from anywhere in the largest file of the store."""
+    file = max(path.glob("*.mdb"), key=lambda each: each.stat().st_size)
+    descriptor, rng, count = os.open(file, os.O_RDONLY), random.Random(1), 0
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+    pages, started = file.stat().st_size // 4096 - 1, time.perf_counter()
+    while time.perf_counter() < started + seconds:
+        os.pread(descriptor, 8192, 4096 * rng.randrange(pages))
+        count += 1
+    os.close(descriptor)
+    return count / seconds
+
+
 def private_bytes() -> int:
     """Memory that no file backs, of this process."""
     for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
@@ -120,6 +135,7 @@ READINGS = [
     "iterate keys, warm",
     "in, all keys, cold",
     "in, all keys, warm",
+    "cold disk",
     "cold reads",
     "warm reads",
     "memory",

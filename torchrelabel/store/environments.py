@@ -45,13 +45,13 @@ class Environment:
         self.writable = write
         self.final = final
         self._lmdb: ModuleType = lmdb
-        self._descriptor = -1
+        self.descriptor = -1
         self._seen: tuple[int, int] = (0, 0)
         self._about: bytes | None = None
-        # Of a final file only: a transaction that stays open, and the blocks of records that were looked at in it.
+        # Of a final file only: a transaction that stays open, and where in the file blocks lie, once somebody looked.
         self._standing: lmdb.Transaction | None = None
         self._checked = 0.0
-        self.blocks: dict[int, memoryview] = {}
+        self.blocks: dict[int, tuple[int, int]] = {}
         self._open()
 
     def reading(self) -> _Reading:
@@ -78,7 +78,7 @@ class Environment:
             self._standing is None
             or anew
             or now > self._checked + _SECONDS_BETWEEN_CHECKS
-            or os.lseek(self._descriptor, 0, os.SEEK_END) != self._seen[0]
+            or os.lseek(self.descriptor, 0, os.SEEK_END) != self._seen[0]
         ):
             self._check()
             self._checked = now
@@ -94,7 +94,7 @@ class Environment:
         """
         with self.lock:
             self.look()
-            return os.pread(self._descriptor, size, offset)
+            return os.pread(self.descriptor, size, offset)
 
     def leave(self, transaction: lmdb.Transaction) -> None:
         """End a look."""
@@ -139,7 +139,7 @@ class Environment:
     def still_there(self) -> bool:
         """Whether the path still leads to the file that is open."""
         try:
-            return os.path.samestat(os.stat(self.path), os.fstat(self._descriptor))
+            return os.path.samestat(os.stat(self.path), os.fstat(self.descriptor))
         except FileNotFoundError:
             return False
 
@@ -148,14 +148,14 @@ class Environment:
         self.blocks.clear()
         self._standing = None
         self.handle.close()
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
 
     def _check(self) -> None:
-        if self._descriptor < 0:  # an earlier look found it unreadable
+        if self.descriptor < 0:  # an earlier look found it unreadable
             self._open()
-        status = os.fstat(self._descriptor)
+        status = os.fstat(self.descriptor)
         if (status.st_size, status.st_mtime_ns) != self._seen:
             self._look_what_changed(status)
 
@@ -231,7 +231,7 @@ class Environment:
                 ) from error
             raise self.read_error(error) from error
         try:
-            self._descriptor = os.open(self.path, os.O_RDONLY)
+            self.descriptor = os.open(self.path, os.O_RDONLY)
             self._check_length()
             if self.final:
                 self._about = self._read_about()
@@ -267,7 +267,7 @@ class Environment:
     def _check_length(self) -> None:
         # LMDB would not notice, and the process would die of a bus error at the first page past the end.
         used = (self.handle.info()["last_pgno"] + 1) * self.handle.stat()["psize"]
-        status = os.fstat(self._descriptor)
+        status = os.fstat(self.descriptor)
         self._seen = (status.st_size, status.st_mtime_ns)
         if status.st_size < used:
             self.close()

@@ -185,6 +185,11 @@ def block_key(block: int) -> bytes:
     return _BLOCK_KEY.pack(BLOCK_PREFIX, block)
 
 
+def block_number(key: bytes) -> int:
+    """The number of the block that lies under an LMDB key."""
+    return int.from_bytes(key[len(BLOCK_PREFIX) :], "big")
+
+
 def pack_location(location: Location, name: bytes) -> bytes:
     """The value that lies under a record's LMDB key; it carries the key where that is too long for LMDB."""
     packed = _LOCATION.pack(*location)

@@ -81,6 +81,15 @@ class PageReader:
             before = key
             yield key, value
 
+    def places(self, start: bytes) -> Iterator[tuple[bytes, int, int]]:
+        """Keys from ``start`` on, in order, with the offset in the file and the size of the value of each.
+
+        Raises:
+            DamagedPage: If a page on the way is damaged; pages of large values are not looked at.
+        """
+        if self._root != _NO_PAGE:
+            yield from self._places(self._root, 1, start)
+
     def last_before(self, start: bytes) -> bytes | None:
         """The last key before ``start``, if there is one.
 
@@ -99,6 +108,17 @@ class PageReader:
         first = bisect_left(keys, start)
         for key, offset in zip(keys[first:], nodes[first:], strict=True):
             yield key, self._value(page, offset) if values else b""
+
+    def _places(self, number: int, level: int, start: bytes) -> Iterator[tuple[bytes, int, int]]:
+        page, keys, nodes = self._page(number, level)
+        if level < self._depth:
+            for offset in nodes[max(bisect_right(keys, start, 1) - 1, 0) :]:
+                yield from self._places(self._child(page, offset), level + 1, start)
+            return
+        first = bisect_left(keys, start)
+        for key, offset in zip(keys[first:], nodes[first:], strict=True):
+            begin, size, large = self._place(page, offset)
+            yield key, begin if large else number * self._size + begin, size
 
     def _last_before(self, number: int, level: int, start: bytes) -> bytes | None:
         page, keys, nodes = self._page(number, level)
@@ -141,24 +161,33 @@ class PageReader:
         low, high, highest, _ = _NODE.unpack_from(page, offset)
         return int(low | high << 16 | highest << 32)
 
-    def _value(self, page: bytes, offset: int) -> bytes:
+    def _place(self, page: bytes, offset: int) -> tuple[int, int, bool]:
+        """Where the value of a node begins and its size: in its page, or if it is large, in the file."""
         low, high, flags, length = _NODE.unpack_from(page, offset)
         size, begin = low | high << 16, offset + _NODE.size + length
         if not flags & _IN_OVERFLOW:
             if flags or begin + size > self._size:
                 raise DamagedPage(f"a value of {size} bytes at byte {offset} of a page, with flags {flags:#06x}")
-            return page[begin : begin + size]
+            return begin, size, False
         if begin + _NUMBER.size > self._size:
             raise DamagedPage(f"a page's number at byte {begin} of a page")
         (number,) = _NUMBER.unpack_from(page, begin)
         if not 2 <= number <= self._last or number + (_PAGE.size + size - 1) // self._size > self._last:
             raise DamagedPage(f"a value of {size} bytes lies beyond the {self._last + 1} pages of the file")
-        value = self._read(_PAGE.size + size, number * self._size)
+        return number * self._size + _PAGE.size, size, True
+
+    def _value(self, page: bytes, offset: int) -> bytes:
+        begin, size, large = self._place(page, offset)
+        if not large:
+            return page[begin : begin + size]
+        value = self._read(_PAGE.size + size, begin - _PAGE.size)
         if len(value) < _PAGE.size + size:
             raise DamagedPage(f"a value of {size} bytes lies beyond the end of the file")
         own, _, flags, pages = _OVERFLOW.unpack_from(value)
-        if own != number or flags & 0x2F != _IS_OVERFLOW or pages * self._size < _PAGE.size + size:
-            raise DamagedPage(f"page {number} says that it is page {own} with flags {flags:#06x} of {pages} pages")
+        if own * self._size != begin - _PAGE.size or flags & 0x2F != _IS_OVERFLOW or pages * self._size < len(value):
+            raise DamagedPage(
+                f"a large value's page says that it is page {own} with flags {flags:#06x} of {pages} pages"
+            )
         return value[_PAGE.size :]
 
     @staticmethod

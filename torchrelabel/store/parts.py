@@ -13,14 +13,15 @@ from torchrelabel.store.environments import Environment, open_environment
 from torchrelabel.store.header import StoreHeader
 from torchrelabel.store.layout import (
     ABOUT_KEY,
+    BLOCK_PREFIX,
     BOOKKEEPING_PREFIX,
     DIGEST_PREFIX,
     FAILURE_PREFIX,
-    FIRST_VERSION_IN_BLOCKS,
     MAX_LMDB_KEY_BYTES,
     About,
     Buffer,
     block_key,
+    block_number,
     decode_key,
     failure_key,
     is_long,
@@ -63,6 +64,7 @@ class Part:
         if header.in_blocks and not header.parts[shard]:
             raise StoreError(f"{self.path} is missing: its writer has not begun")
         self.environment: Environment = open_environment(self.path, final=header.is_final(shard, part))
+        self._reads_blocks = header.in_blocks and self._pages_can_be_read()
         if header.in_blocks:
             about = self.about()
             if (about.identity.hex(), about.shard, about.part) != (header.identity, shard, part):
@@ -87,23 +89,23 @@ class Part:
         Raises:
             DamagedRecord: If what lies there is none.
         """
-        environment = self.environment
+        environment, key = self.environment, record_key(name)
         # What `reading` does, without its calls: this is read for every sample of a training run.
         with environment.lock:
             try:
                 transaction = environment.look()
                 try:
-                    key = record_key(name)
                     value = transaction.get(key)
                     if value is None and environment.final:
                         transaction = environment.look(anew=True)
                         value = transaction.get(key)
                     if value is None:
                         return None
-                    record = record_bytes(
-                        self.header, transaction, name, value, environment.blocks if environment.final else None
-                    )
-                    return unpack_record(self.header, name, record)
+                    if self._reads_blocks and len(name) <= MAX_LMDB_KEY_BYTES:
+                        record = memoryview(self._pread(value))
+                    else:
+                        record = record_bytes(self.header, transaction, name, value)
+                        return unpack_record(self.header, name, record)
                 finally:
                     environment.leave(transaction)
             except ValueError as error:
@@ -112,6 +114,35 @@ class Part:
                 if (told := environment.read_error(error)) is error:
                     raise
                 raise told from error
+        return unpack_record(self.header, name, record)
+
+    def _pread(self, value: Buffer) -> bytes:
+        """The record of which this is the place, in one request of both its pages and without mapping them.
+
+        Raises:
+            ValueError: If the place is none.
+            StoreError: If the file is damaged or too short.
+        """
+        environment = self.environment
+        block, start, length = unpack_location(value)
+        if not environment.blocks:
+            environment.blocks = self._blocks()
+        offset, size = environment.blocks.get(block, (0, -1))
+        if size < start + length:
+            raise ValueError(_no_place(block, start, length, size if size >= 0 else None))
+        record = os.pread(environment.descriptor, length, offset + start)
+        if len(record) < length:
+            raise self._damaged(f"block {block} ends before byte {start + length}")
+        return record
+
+    def _blocks(self) -> dict[int, tuple[int, int]]:
+        """Offset in the file and size of each block."""
+        try:
+            places = PageReader(self.environment.pread).places(BLOCK_PREFIX)
+            of_blocks = takewhile(lambda place: place[0].startswith(BLOCK_PREFIX), places)
+            return {block_number(key): (offset, size) for key, offset, size in of_blocks}
+        except DamagedPage as error:
+            raise self._damaged(error) from None
 
     def raw_record(self, name: bytes) -> bytes | None:
         """The bytes of the record under a key's bytes, unchecked, or None."""
@@ -238,42 +269,26 @@ class Part:
         return some
 
 
-def record_bytes(
-    header: StoreHeader,
-    transaction: lmdb.Transaction,
-    name: bytes,
-    value: Buffer,
-    blocks: dict[int, memoryview] | None = None,
-) -> memoryview:
+def record_bytes(header: StoreHeader, transaction: lmdb.Transaction, name: bytes, value: Buffer) -> memoryview:
     """The record of a key, given the value under its LMDB key.
-
-    Args:
-        header: Of the store.
-        transaction: In which the value was found.
-        name: The key's bytes.
-        value: What lies under its LMDB key.
-        blocks: Of a final file, whose transaction stays open: the blocks that were looked at before.
 
     Raises:
         ValueError: If the value leads nowhere, or to another key.
     """
-    if len(name) > MAX_LMDB_KEY_BYTES and (found := long_name(header, value)) != name:
+    if is_long(name) and (found := long_name(header, value)) != name:
         raise ValueError(f"its digest leads to the key {decode_key(found)!r}")
-    if header.format_version < FIRST_VERSION_IN_BLOCKS:
+    if not header.in_blocks:
         return split_named(value)[1] if is_long(name) else memoryview(value)
     block, start, length = unpack_location(value)
-    content = None if blocks is None else blocks.get(block)
-    if content is None:
-        found_block = transaction.get(block_key(block))
-        content = None if found_block is None else memoryview(found_block)
+    content = transaction.get(block_key(block))
     if content is None or len(content) < start + length:
-        raise ValueError(
-            f"it lies at bytes {start} to {start + length} of block {block}, "
-            + ("which is missing" if content is None else f"which has {len(content)}")
-        )
-    if blocks is not None:
-        blocks[block] = content
-    return content[start : start + length]
+        raise ValueError(_no_place(block, start, length, None if content is None else len(content)))
+    return memoryview(content)[start : start + length]
+
+
+def _no_place(block: int, start: int, length: int, size: int | None) -> str:
+    there = "which is missing" if size is None else f"which has {size}"
+    return f"it lies at bytes {start} to {start + length} of block {block}, {there}"
 
 
 def long_name(header: StoreHeader, value: Buffer) -> bytes:
