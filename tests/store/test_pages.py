@@ -42,6 +42,17 @@ def test_a_walk_gives_what_lmdb_gives(tmp_path, count, batches):
     assert list(pages.walk(b"\0")) == [(key, b"") for key in sorted(entries)]
 
 
+def test_places_lead_to_the_values(tmp_path):
+    entries = entries_of(200)
+    content = make(tmp_path / "a.mdb", entries, 3)
+    places = list(reader(content).places(b"3"))
+    assert [key for key, _, _ in places] == sorted(key for key in entries if key >= b"3")
+    assert {len(content[offset : offset + size]) for _, offset, size in places} == {3, 900, 9000}
+    marked = make(tmp_path / "b.mdb", {key: key * 500 for key in list(entries)[:20]})
+    for key, offset, size in reader(marked).places(b"\0"):
+        assert marked[offset : offset + size] == key * 500
+
+
 @settings(max_examples=30, deadline=None)
 @given(start=st.binary(max_size=8), seed=st.integers(0, 3))
 def test_a_walk_may_start_and_look_back_anywhere(tmp_path_factory, start, seed):

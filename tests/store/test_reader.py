@@ -408,6 +408,28 @@ def test_a_place_that_is_none_is_named(path, value, said):
         LabelStore(path)[KEYS[1]]
 
 
+@pytest.mark.parametrize("length", [0, 4096, 12288])
+def test_a_store_cut_short_while_it_is_read_is_an_error_and_no_bus_error(path, length):
+    store = LabelStore(path)
+    assert KEYS[0] in store
+    os.truncate(path / "shard-00000.mdb", length)
+    for look in (store.get, store.__contains__, lambda _: list(store), lambda _: store.failures):
+        with pytest.raises(StoreError, match="cut short|cannot be read"):
+            look(KEYS[1])
+
+
+def test_another_store_copied_over_an_open_one_is_no_answer(path, tmp_path, monkeypatch):
+    """Other images' maps used to be read without a word."""
+    monkeypatch.setattr(environments, "_SECONDS_BETWEEN_CHECKS", 10**6)  # the worst: nobody looks
+    other = write(tmp_path / "other.lmdb", KEYS[::-1])
+    store = LabelStore(path)
+    assert_array_equal(store[KEYS[0]].classes, make_map(0)[1])
+    (path / "shard-00000.mdb").write_bytes((other / "shard-00000.mdb").read_bytes())
+    for key in [*KEYS, "nobody.jpg"]:
+        with pytest.raises(StoreError):
+            store.get(key)
+
+
 def tamper(path, key, value):
     with editing(path) as transaction:
         transaction.put(key, value)
