@@ -414,7 +414,7 @@ def test_a_store_cut_short_while_it_is_read_is_an_error_and_no_bus_error(path, l
     assert KEYS[0] in store
     os.truncate(path / "shard-00000.mdb", length)
     for look in (store.get, store.__contains__, lambda _: list(store), lambda _: store.failures):
-        with pytest.raises(StoreError, match="cut short|cannot be read"):
+        with pytest.raises(StoreError, match=r"cut short|cannot be read"):
             look(KEYS[1])
 
 

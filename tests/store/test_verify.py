@@ -10,7 +10,7 @@ from tests.store.label_maps import CLASSES, TOP_K, editing, fill, flip_byte, mak
 from torchrelabel.store import LabelStore, LabelStoreWriter, inspection, shard_of
 from torchrelabel.store import verify as verify_module
 from torchrelabel.store.codecs import CODECS, Shape
-from torchrelabel.store.layout import failure_key, fingerprint, shard_file
+from torchrelabel.store.layout import ABOUT_KEY, failure_key, fingerprint, pack_about, shard_file, unpack_about
 from torchrelabel.store.record import pack_record, seal_record
 from torchrelabel.store.verify import verify
 
@@ -279,6 +279,79 @@ def test_a_class_beyond_the_header_s_is_reported(tmp_path):
     scores, classes, residual = make_map(residual=True)
     put_unchecked(tmp_path / "s", {"scores": scores, "classes": classes + 1, "residual": residual}, "logit")
     assert verify(LabelStore(tmp_path / "s")).damaged == {"a.jpg": f"the palette holds class {CLASSES} of {CLASSES}"}
+
+
+def test_a_count_that_is_wrong_is_reported(path):
+    def change(transaction):
+        transaction.put(ABOUT_KEY, pack_about(unpack_about(transaction.get(ABOUT_KEY))._replace(records=5)))
+
+    edit(path, change)
+    said = "it says that it holds 5 label maps and 0 failures, and 3 and 0 are found"
+    assert verify(LabelStore(path)).damaged == {shard_file(0): said}
+
+
+def test_a_map_in_two_parts_is_reported(path):
+    with LabelStoreWriter(path, num_classes=CLASSES, top_k=TOP_K, resume=True) as writer:
+        writer._shards[0].put(KEYS[0].encode(), packed(writer.header, KEYS[0].encode()))
+    found = verify(LabelStore(path))
+    assert (found.damaged, found.records) == ({KEYS[0]: "it has a map in two files"}, 3)
+
+
+def test_a_failure_of_the_last_part_and_a_map_of_an_earlier_one_are_reported(path):
+    with LabelStoreWriter(path, num_classes=CLASSES, top_k=TOP_K, resume=True) as writer:
+        writer._shards[0].put_failure(KEYS[0].encode(), b"no image")
+    assert verify(LabelStore(path)).damaged == {KEYS[0]: "it has a map and is noted as a failure too"}
+
+
+def test_a_failure_that_a_later_part_takes_away_is_none(path):
+    for put in (lambda writer: writer.put_failure("b.jpg", "no"), lambda writer: writer.put("b.jpg", *make_map())):
+        with LabelStoreWriter(path, num_classes=CLASSES, top_k=TOP_K, resume=True) as writer:
+            put(writer)
+    found = verify(LabelStore(path))
+    assert (found.damaged, found.failures, found.records) == ({}, {}, 4)
+
+
+# In a process of its own
+
+
+@pytest.mark.parametrize("where", ["first leaf", "all pages"])
+def test_damaged_pages_are_reported_and_end_nothing(path, where, another_process):
+    """LMDB used to end the process, or to go round for ever."""
+    file = path / shard_file(0)
+    content = bytearray(file.read_bytes())
+    pages = range(2, len(content) // 4096)
+    for page in pages if where == "all pages" else [page for page in pages if content[page * 4096 + 10] == 2]:
+        content[page * 4096 : (page + 1) * 4096] = bytes(4096)
+    file.write_bytes(content)
+    found = verify(LabelStore(path), KEYS)
+    assert list(found.damaged) == [shard_file(0)]
+    assert not found.sound
+
+
+@pytest.mark.parametrize("how", ["SIGABRT", "SIGKILL", "an error"])
+def test_the_end_of_the_other_process_is_reported_and_other_files_are_checked(
+    tmp_path, how, another_process, monkeypatch
+):
+    with LabelStoreWriter(tmp_path / "s", num_classes=CLASSES, top_k=TOP_K, shards=2) as writer:
+        fill(writer, [f"{index}.jpg" for index in range(9)])
+    end = {"SIGABRT": "os.abort()", "SIGKILL": "os.kill(os.getpid(), 9)", "an error": "raise KeyError('what')"}[how]
+    start = f"import os, sys\nif sys.argv[2] == '0:0': {end}\n"
+    monkeypatch.setattr(verify_module, "_START", start + verify_module._START)
+    found = verify(LabelStore(tmp_path / "s"))
+    assert list(found.damaged) == [shard_file(0)]
+    assert {"an error": "exit status 1: KeyError: 'what'"}.get(how, how) in found.damaged[shard_file(0)]
+    assert found.records == sum(shard_of(f"{index}.jpg", 2) for index in range(9)) > 0
+
+
+def test_a_process_that_goes_round_is_ended(path, another_process, monkeypatch):
+    monkeypatch.setattr(verify_module, "_SECONDS_OF_SILENCE", 0.5)
+    monkeypatch.setattr(verify_module, "_START", "import time; time.sleep(1000)")
+    assert "came to no end in 0 s" in verify(LabelStore(path)).damaged[shard_file(0)]
+
+
+def test_the_other_process_says_the_same(annotated, another_process):
+    found = verify(LabelStore(annotated), [*KEYS, "\udcff.jpg"])
+    assert (found.sound, found.records, found.failures) == (True, 3, {"\udcff.jpg": "no image"})
 
 
 # Lost records
