@@ -42,7 +42,8 @@ def main() -> None:
                 for row in part(data):
                     found.append(row)
                     what = f"{row.name} [{row.unit}]" if row.unit else row.name
-                    print(f"{what:55} {row.ours:12.5g} {row.theirs:12.5g}  {row.ratio:8.2f}  {row.other}", flush=True)
+                    ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+                    print(f"{what:55} {row.ours:12.5g} {row.theirs:12.5g}  {ratio:>8}  {row.other}", flush=True)
     seconds = time.perf_counter() - started
     print(f"{seconds:.0f} s, torch {torch.__version__}, {platform.machine()}")
     if given.json:
@@ -52,17 +53,22 @@ def main() -> None:
         draw(found, given.plot)
 
 
+_TICKS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20]
+
+
 def draw(found: list[rows.Row], path: Path) -> None:
     """How many times better ours is, row by row, on a logarithmic scale."""
     from matplotlib.figure import Figure
 
-    shown = [row for row in found if row.unit]
+    shown = [row for row in found if row.ratio is not None]
     figure = Figure(figsize=(9, 1 + 0.3 * len(shown)), layout="constrained")
     axes = figure.subplots()
     labels = [f"{row.name}\nagainst {row.other}" for row in shown]
     bars = axes.barh(labels, [row.ratio for row in shown], color=["C0" if row.ratio >= 1 else "C1" for row in shown])
     axes.bar_label(bars, [f"{row.ratio:.2f}" for row in shown], fontsize=7, padding=2)
     axes.set_xscale("log")
+    axes.set_xticks(_TICKS, [f"{tick:g}" for tick in _TICKS])
+    axes.set_xticks([], minor=True)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.invert_yaxis()
     axes.tick_params(axis="y", labelsize=6)

@@ -39,7 +39,7 @@ CODECS = ("float16", "uint8")
 
 @dataclass
 class Row:
-    """One line of the table: ``ratio`` says how many times better ours is."""
+    """One line of the table: ``ratio`` says how many times better ours is. Without a unit, two figures of ours."""
 
     name: str
     unit: str
@@ -49,8 +49,10 @@ class Row:
     more_is_better: bool = False
 
     @property
-    def ratio(self) -> float:
-        """How many times better ours is than the other."""
+    def ratio(self) -> float | None:
+        """How many times better ours is than the other; None where the two are not to be compared."""
+        if not self.unit:
+            return None
         return self.ours / self.theirs if self.more_is_better else self.theirs / self.ours
 
     def as_dict(self) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def pool(
 def keys(count: int = IMAGES) -> list[str]:
     """Keys in sorted order, as ImageNet's files are called, evenly in a thousand folders."""
     return [
-        f"n{folder:08d}/n{folder:08d}_{place:05d}.JPEG"
+        f"n{folder:08d}/n{folder:08d}_{place:07d}.JPEG"
         for folder in range(FOLDERS)
         for place in range(count * folder // FOLDERS, count * (folder + 1) // FOLDERS)
     ]

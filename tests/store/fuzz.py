@@ -4,8 +4,8 @@
 
 Of each hundred inputs, 40 are headers, 50 records, and 10 files of a finished store. A file is looked at in a forked
 child: its keys, its length, its failures, each record, and verify's findings. What LMDB does to that child is counted,
-since it trusts a page on the way to a key. Never allowed are: a record that is not what was put; an end in a walk through keys,
-in a count or in verify, or a hang; and that verify calls sound what is not read as it was written.
+since it trusts a page on the way to a key. Never allowed are: a record that is not what was put; an end in a walk
+through keys or in a count, or a hang; and that verify calls sound what is not read as it was written.
 """
 
 import collections

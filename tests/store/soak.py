@@ -116,7 +116,7 @@ def soak(folder, seconds, seed=0):
                 start(path, "read", turn * 10 + len(readers), min(left, 60), stdout=subprocess.PIPE, text=True)
             )
         until = min(time.monotonic() + rng.uniform(1, 8), end)
-        while time.monotonic() < until and writer.poll() is None:
+        while time.monotonic() < until and writer.poll() is None and readers:
             reader = rng.choice(readers)
             if reader.poll() is None and rng.random() < 0.3:
                 reader.send_signal(signal.SIGSTOP)
