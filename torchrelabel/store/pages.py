@@ -143,17 +143,17 @@ class PageReader:
         if not _PAGE.size < lower <= upper <= self._size or lower % 2:
             raise DamagedPage(f"page {number} has its pointers up to byte {lower} and its nodes from {upper} on")
         nodes = struct.unpack_from(f"<{(lower - _PAGE.size) // 2}H", page, _PAGE.size)
-        keys = []
-        for place, offset in enumerate(nodes):
-            if not upper <= offset <= self._size - _NODE.size:
-                raise DamagedPage(f"page {number} has a node at byte {offset}, and they begin at {upper}")
-            length = page[offset + 6] | page[offset + 7] << 8
-            begin = offset + _NODE.size
-            # The first key of a branch stands for all that are lower.
-            may_be_empty = level < self._depth and not place
-            if not (length or may_be_empty) or length > _LONGEST_KEY or begin + length > self._size:
-                raise DamagedPage(f"page {number} has a key of {length} bytes at byte {offset}")
-            keys.append(page[begin : begin + length])
+        if min(nodes) < upper or max(nodes) > self._size - _NODE.size:
+            raise DamagedPage(
+                f"page {number} has nodes at bytes {min(nodes)} to {max(nodes)}, and they begin at {upper}"
+            )
+        lengths = [page[offset + 6] | page[offset + 7] << 8 for offset in nodes]
+        # The first key of a branch stands for all that are lower.
+        shortest = min(lengths if level == self._depth else lengths[1:], default=1)
+        ends = [offset + _NODE.size + length for offset, length in zip(nodes, lengths, strict=True)]
+        if not shortest or max(lengths) > _LONGEST_KEY or max(ends) > self._size:
+            raise DamagedPage(f"page {number} has keys of {shortest} to {max(lengths)} bytes, up to byte {max(ends)}")
+        keys = [page[end - length : end] for end, length in zip(ends, lengths, strict=True)]
         return page, keys, nodes
 
     @staticmethod

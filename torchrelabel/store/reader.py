@@ -128,7 +128,8 @@ class LabelStore(Mapping[str, LabelRecord]):
         self._follow()
         # Keys that lie under a digest are few, and not in order.
         long = sorted(name for part in self._all_parts() for name in part.long_names())
-        return (decode_key(name) for name in heapq.merge(long, *self._walks(FIRST_IMAGE_KEY)))
+        walks = self._walks(FIRST_IMAGE_KEY)
+        return map(decode_key, walks[0] if len(walks) == 1 and not long else heapq.merge(long, *walks))
 
     def __len__(self) -> int:
         self._follow()
