@@ -23,7 +23,7 @@ from torchrelabel.store.layout import (
     shard_of,
     split_named,
 )
-from torchrelabel.store.parts import Part, long_name, record_bytes
+from torchrelabel.store.parts import Part, long_name
 from torchrelabel.store.reader import LabelStore
 from torchrelabel.store.record import check_numbers, unpack_record
 
@@ -134,7 +134,7 @@ class _Inspector:
                 problem = "it has a map in two files"
             if not problem:
                 try:
-                    record = unpack_record(self._header, name, record_bytes(self._header, transaction, name, there))
+                    record = unpack_record(self._header, name, self._part.bytes_at(transaction, name, there))
                     check_numbers(self._header, record)
                     _, rows, columns = record.scores.shape
                 except (ValueError, StoreError) as error:

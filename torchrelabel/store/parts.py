@@ -101,10 +101,8 @@ class Part:
                         value = transaction.get(key)
                     if value is None:
                         return None
-                    if self._reads_blocks and len(name) <= MAX_LMDB_KEY_BYTES:
-                        record = memoryview(self._pread(value))
-                    else:
-                        record = record_bytes(self.header, transaction, name, value)
+                    record = self.bytes_at(transaction, name, value)
+                    if not self._reads_blocks:  # the bytes are LMDB's, which they are no longer behind the transaction
                         return unpack_record(self.header, name, record)
                 finally:
                     environment.leave(transaction)
@@ -115,6 +113,18 @@ class Part:
                     raise
                 raise told from error
         return unpack_record(self.header, name, record)
+
+    def bytes_at(self, transaction: lmdb.Transaction, name: bytes, value: Buffer) -> memoryview:
+        """The record of a key, given the value under its LMDB key in a transaction, and as long as that lasts.
+
+        Raises:
+            ValueError: If the value leads nowhere, or to another key.
+            StoreError: If the file is damaged or too short.
+        """
+        if self._reads_blocks and len(name) <= MAX_LMDB_KEY_BYTES:
+            return memoryview(self._pread(value))
+        record = record_bytes(self.header, transaction, name, value)
+        return memoryview(bytes(record)) if self._reads_blocks else record
 
     def _pread(self, value: Buffer) -> bytes:
         """The record of which this is the place, in one request of both its pages and without mapping them.
@@ -149,7 +159,7 @@ class Part:
         with self.environment.reading() as transaction:
             value = transaction.get(record_key(name))
             try:
-                return None if value is None else bytes(record_bytes(self.header, transaction, name, value))
+                return None if value is None else bytes(self.bytes_at(transaction, name, value))
             except ValueError as error:
                 raise DamagedRecord(f"{self.path}, label map of {decode_key(name)!r}: {error}") from None
 
