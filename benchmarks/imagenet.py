@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pickle
 import random
 import shutil
 import subprocess
@@ -93,7 +94,53 @@ def reading(what: str, path: Path, count: int) -> dict[str, float]:
         return {f"{what}, s": timed(lambda: sum(1 for _ in store))}
     if what == "len":
         return {"len, ms": 1000 * timed(lambda: len(store))}
+    if what == "dataset":
+        return dataset_figures(path, keys)
     raise ValueError(what)
+
+
+class Samples:
+    """A data set of a million samples that looks like an ImageFolder, and loads no image."""
+
+    def __init__(self, root: str, keys: list[str]) -> None:
+        self.root, self.transform = root, None
+        self.samples = [(f"{root}/{key}", 0) for key in keys]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        import PIL.Image
+
+        return PIL.Image.new("RGB", (20, 15)), 0
+
+
+def dataset_figures(path: Path, keys: list[str]) -> dict[str, float]:
+    """What a LabelMapDataset over all samples costs beside the data set that it wraps."""
+    from torchvision.transforms import v2
+
+    from torchrelabel import LabelMapDataset, RandomResizedCropWithLabelMap
+
+    inner, made = Samples("/data/train", keys), []
+    seconds = timed(
+        lambda: made.append(LabelMapDataset(inner, path, transforms=v2.Compose([RandomResizedCropWithLabelMap(16)])))
+    )
+    dataset = made[0]
+    sent = len(pickle.dumps(dataset)) - len(pickle.dumps(inner))
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        before = private_bytes()
+        for index in random.Random(0).choices(range(len(keys)), k=5000):
+            dataset[index]
+        os.write(writing, str(private_bytes() - before).encode())
+        os._exit(0)
+    os.wait()
+    grown = int(os.read(reading, 100))
+    return {
+        "LabelMapDataset over all samples, s": seconds,
+        "it adds to what a spawned worker is sent, KB": sent / 1e3,
+        "a forked worker grows in 5,000 samples by, MB": grown / 1e6,
+    }
 
 
 def raw_reads(path: Path, seconds: float = 5.0) -> float:
@@ -139,6 +186,7 @@ READINGS = [
     "cold reads",
     "warm reads",
     "memory",
+    "dataset",
 ]
 
 
