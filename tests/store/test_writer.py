@@ -484,6 +484,20 @@ def test_a_batch_is_written_in_blocks_and_a_record_larger_than_a_block_is_one(pa
     assert_array_equal(store["large.jpg"].classes, make_map(rows=20, columns=9)[1])
 
 
+def test_a_block_is_never_written_twice_even_if_a_writer_remembers_fewer(path):
+    """A killed writer may leave the next one to see the commit before its last."""
+    with LabelStoreWriter(path, **SETTINGS) as writer:
+        before = writer._shards[0]._about
+        fill(writer, KEYS)
+        writer.commit()
+        writer._shards[0]._about = before
+        writer.put("z.jpg", *make_map())
+        writer.commit()
+        assert (writer._shards[0]._about.blocks, writer._shards[0]._about.records) == (2, len(KEYS) + 1)
+    store = LabelStore(path)
+    assert [int(store[key].classes.sum()) for key in KEYS] == [int(make_map(n)[1].sum()) for n in range(len(KEYS))]
+
+
 def test_places_of_killed_readers_are_freed(path):
     code = """
         store = LabelStore(sys.argv[1])

@@ -42,6 +42,7 @@ from torchrelabel.store.layout import (
     shard_file,
     shard_files,
     shard_lock_file,
+    unpack_about,
 )
 from torchrelabel.store.parts import Part, record_bytes
 from torchrelabel.store.record import pack_record, same_map
@@ -463,6 +464,11 @@ class _Shard:
             self._about = About(bytes.fromhex(header.identity), number, parts - 1)
             self._failures.update(self._failures_before)
             self.commit(begin=True)
+        else:
+            # A writer that is killed while it commits may leave LMDB's lock one commit behind the file, and readers see
+            # what the lock says. Taking the lock for writing mends it.
+            with self._environment.handle.begin(write=True):
+                pass
         self._part = Part(directory, header, number, parts - 1)
         self._about = self._part.about()
         # The files to look a key up in, with LMDB's last key of each: most keys come in order, behind it.
@@ -534,20 +540,23 @@ class _Shard:
         self._forgotten.clear()
 
     def _write(self) -> About:
-        about = self._about
-        blocks: list[list[bytes]] = []
-        places: list[tuple[bytes, bytes]] = []
-        room = 0
-        for key, name, record in sorted((record_key(name), name, record) for name, record in self._records.items()):
-            if not blocks or len(record) > room:
-                blocks.append([])
-                room, start = _BYTES_OF_BLOCK, 0
-            location = Location(about.blocks + len(blocks) - 1, start, len(record))
-            places.append((key, pack_location(location, name)))
-            blocks[-1].append(record)
-            room, start = room - len(record), start + len(record)
-        failures = about.failures
+        records = sorted((record_key(name), name, record) for name, record in self._records.items())
         with self._environment.handle.begin(write=True) as transaction:
+            # As this transaction has it, and not as this object remembers it: a block is never written twice.
+            stored = transaction.get(ABOUT_KEY)
+            about = self._about if stored is None else unpack_about(stored)
+            failures = about.failures
+            blocks: list[list[bytes]] = []
+            places: list[tuple[bytes, bytes]] = []
+            room = start = 0
+            for key, name, record in records:
+                if not blocks or len(record) > room:
+                    blocks.append([])
+                    room, start = _BYTES_OF_BLOCK, 0
+                location = Location(about.blocks + len(blocks) - 1, start, len(record))
+                places.append((key, pack_location(location, name)))
+                blocks[-1].append(record)
+                room, start = room - len(record), start + len(record)
             for number, block in enumerate(blocks, about.blocks):
                 transaction.put(block_key(number), b"".join(block))
             with transaction.cursor() as cursor:
