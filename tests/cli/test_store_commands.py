@@ -1,6 +1,7 @@
 """The commands that look into a store: info, verify and show."""
 
 import json
+import os
 
 import lmdb
 import numpy as np
@@ -262,3 +263,27 @@ def test_a_name_that_the_font_lacks_is_drawn_without_a_word(inside, output):
     assert result.exit_code == 0, result.exception
     assert (inside / output).exists()
     assert result.stderr == ""
+
+
+def test_merge_makes_one_store_of_two(inside):
+    for name in ("x.png", "y.png"):
+        with LabelStoreWriter(inside / f"{name}.lmdb", num_classes=10, top_k=1) as writer:
+            writer.put(name, np.full((1, 2, 3), 9.0), np.full((1, 2, 3), 4))
+    result = invoke("merge", "x.png.lmdb", "y.png.lmdb", "-o", "all.lmdb")
+    assert (result.exit_code, result.stdout) == (0, "all.lmdb: 2 label maps.\n")
+    assert json.loads(invoke("info", "all.lmdb", "--json").stdout)["records"] == 2
+    again = json.loads(invoke("merge", "all.lmdb", "-o", "again.lmdb", "--shards", "3", "--json").stdout)
+    assert again == {"records": 2, "failures": 0, "complete": True}
+
+
+def test_a_store_whose_path_is_not_utf_8_is_described(inside):
+    """It used to be a UnicodeEncodeError."""
+    path = os.fsdecode(b"caf\xe9.lmdb")
+    try:
+        (inside / "maps.lmdb").rename(inside / path)
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    for command in ("info", "verify"):
+        result = invoke(command, path)
+        assert result.exit_code == 0, result.exception
+        assert result.stdout.startswith("caf")

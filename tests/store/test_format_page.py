@@ -24,17 +24,21 @@ def read():
     return names["read"]
 
 
+@pytest.mark.parametrize("image_size", [None, (500, 375)])
 @pytest.mark.parametrize("image_top_k", [0, 7])
 @pytest.mark.parametrize("coverage", [None, (0, 0.25, 1, 0.75)])
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("num_classes", [20, 70000])
-def test_the_snippet_reads_what_the_library_writes(tmp_path, read, num_classes, residual, coverage, image_top_k):
+def test_the_snippet_reads_what_the_library_writes(
+    tmp_path, read, num_classes, residual, coverage, image_top_k, image_size
+):
     path = tmp_path / "maps.lmdb"
     given = make_map(3, num_classes=num_classes, residual=residual)
     settings = {"num_classes": num_classes, "top_k": 3, "residual": residual, "image_top_k": image_top_k}
     of_image = np.linspace(-3, 5, num_classes) if image_top_k else None
     with LabelStoreWriter(path, shards=5, **settings) as writer:
-        writer.put("n01/ü.JPEG", *given, coverage=coverage, image_scores=of_image)
+        writer.put("n01/ä.JPEG", *make_map(4, num_classes=num_classes, residual=residual), image_scores=of_image)
+        writer.put("n01/ü.JPEG", *given, coverage=coverage, image_scores=of_image, image_size=image_size)
     scores, classes, rest = read(path, "n01/ü.JPEG")
     assert_array_equal(scores, given[0].astype(np.float16))
     assert_array_equal(classes, given[1])
@@ -47,7 +51,7 @@ def test_the_snippet_reads_what_the_library_writes(tmp_path, read, num_classes, 
 
 def test_the_page_names_every_field_of_the_header():
     fields = re.findall(r"^\| `(\w+)` \|", PAGE.split("## Header")[1].split("## Keys")[0], re.M)
-    stored = {"format", "version"} | set(StoreHeader.__dataclass_fields__) - {"extra"}
+    stored = {"format", "version"} | set(StoreHeader.__dataclass_fields__) - {"extra", "format_version"}
     assert set(fields) == stored
 
 

@@ -29,9 +29,9 @@ def fields_of(header):
 
 def test_the_smallest_header_is_byte_exact():
     expected = (
-        b"\x8f"  # a map of 15
+        b"\xde\x00\x11"  # a map of 17
         b"\xa6format\xb2torchrelabel.store"
-        b"\xa7version\x01"
+        b"\xa7version\x03"
         b"\xabnum_classes\xcd\x03\xe8"
         b"\xa5top_k\x05"
         b"\xa5codec\xa7float16"
@@ -45,8 +45,10 @@ def test_the_smallest_header_is_byte_exact():
         b"\xa6shards\x01"
         b"\xa8finished\x90"
         b"\xa7dataset\x80"
+        b"\xa5parts\x91\x00"
+        b"\xa8identity\xd9\x20000102030405060708090a0b0c0d0e0f"
     )
-    assert StoreHeader(num_classes=1000, top_k=5).to_bytes() == expected
+    assert StoreHeader(num_classes=1000, top_k=5, identity=bytes(range(16)).hex()).to_bytes() == expected
 
 
 def test_a_header_comes_back():
@@ -97,6 +99,10 @@ def test_a_field_of_a_later_release_is_kept():
         ({"shards": 0}, "shards is 1 to 4096, got 0"),
         ({"shards": 4097}, "got 4097"),
         ({"finished": [4]}, r"shard numbers are 0 to 3, got \[4\]"),
+        ({"parts": [1, 2]}, r"parts has a number for each of 4 shards, got \[1, 2\]"),
+        ({"parts": [1, 2, 3, -1]}, r"a shard has 0 to 65535 parts, got \[1, 2, 3, -1\]"),
+        ({"identity": "abc"}, "identity is 32 hexadecimal digits, or empty, got 'abc'"),
+        ({"identity": 5}, "identity is 32 hexadecimal digits, or empty, got 5"),
     ],
 )
 def test_a_field_out_of_bounds_is_refused_on_both_ways(changes, said):
@@ -112,9 +118,9 @@ def test_another_format_is_refused_by_its_name():
         StoreHeader.from_bytes(msgpack.packb({**fields_of(StoreHeader(5, 2)), "format": "zip"}))
 
 
-@pytest.mark.parametrize("version", [3, 0, "1", None])
+@pytest.mark.parametrize("version", [4, 0, "1", None])
 def test_a_later_version_is_refused_naming_both(version):
-    said = rf"its format version is {version!r}, and this release of torchrelabel reads up to version 2; update"
+    said = rf"its format version is {version!r}, and this release of torchrelabel reads up to version 3; update"
     with pytest.raises(ValueError, match=said):
         StoreHeader.from_bytes(msgpack.packb({"format": "torchrelabel.store", "version": version}))
 
@@ -230,18 +236,28 @@ def test_of_long_tables_only_entries_that_differ_are_shown():
     assert said[7:] == ["class_names[997]: 'class 997', now 'CLASS 997'", "and 2 more"]
 
 
-def test_a_store_without_scores_for_whole_images_is_of_the_first_version():
-    header = StoreHeader(num_classes=20, top_k=3)
+@pytest.mark.parametrize(("version", "image_top_k"), [(1, 0), (2, 7), (3, 0), (3, 7)])
+def test_a_header_stays_of_the_version_that_it_is(version, image_top_k):
+    header = StoreHeader(num_classes=20, top_k=3, image_top_k=image_top_k, format_version=version)
     fields = msgpack.unpackb(header.to_bytes())
-    assert (header.format_version, fields["version"]) == (1, 1)
-    assert not {"image_top_k", "calibration"} & fields.keys()
+    assert (header.as_read().format_version, fields["version"]) == (version, version)
+    assert ({"parts", "identity"} <= fields.keys()) == (version == 3)
+    assert ("image_top_k" in fields) == bool(image_top_k)
 
 
-def test_a_header_of_the_second_version_survives_with_its_calibration():
+def test_only_the_last_part_of_a_shard_that_is_not_finished_is_ever_written_to():
+    header = StoreHeader(num_classes=20, top_k=3, shards=2, finished=(1,), parts=(3, 2))
+    assert [[header.is_final(shard, part) for part in range(3)] for shard in (0, 1)] == [
+        [True, True, False],
+        [True, True, True],
+    ]
+
+
+def test_a_header_survives_with_its_calibration():
     calibration = Calibration((0.5, -0.25), (0.125, 2.0), 0.0625, {"kl": 0.5})
     header = StoreHeader(num_classes=20, top_k=3, residual=True, image_top_k=7, calibration=calibration)
     fields = msgpack.unpackb(header.to_bytes())
-    assert (fields["version"], fields["image_top_k"]) == (2, 7)
+    assert fields["image_top_k"] == 7
     assert fields["calibration"] == {
         "rule": "log-linear",
         "map_weights": [0.5, -0.25],
@@ -268,7 +284,7 @@ def test_scores_for_whole_images_that_cannot_be_are_refused(changes, words):
 @pytest.mark.parametrize(
     "field, value, words",
     [
-        ("version", 1, "its format version is 1, and image_top_k=7 is of version 2"),
+        ("version", 1, "its format version is 1, and image_top_k=7 is of the other"),
         ("calibration", {"rule": "a later one"}, "calibrated for the rule 'a later one'.*update torchrelabel"),
         ("calibration", {"rule": "log-linear"}, "its calibration is incomplete"),
         ("calibration", [1, 2], "a calibration is a map, got list"),

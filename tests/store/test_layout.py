@@ -74,3 +74,36 @@ def test_a_named_value_cut_short_is_refused(value):
 @pytest.mark.parametrize(("key", "can"), [("a/b.jpg", True), ("", False), ("/a.jpg", False), ("\x01z.png", False)])
 def test_which_paths_can_be_keys(key, can):
     assert layout.can_be_key(key) is can
+
+
+def test_the_place_of_a_record_is_byte_exact():
+    place = layout.Location(block=1, start=515, length=70000)
+    packed = bytes.fromhex("01000000 03020000 70110100")
+    assert layout.pack_location(place, b"a.jpg") == packed
+    assert layout.pack_location(place, 600 * b"a") == packed + 600 * b"a"
+    assert layout.unpack_location(packed + b"a") == place
+    assert layout.name_behind_location(packed + b"a.jpg") == b"a.jpg"
+
+
+def test_what_a_file_says_of_itself_is_byte_exact():
+    about = layout.About(bytes(range(16)), shard=1, part=2, records=3, failures=4, blocks=5)
+    packed = bytes(range(16)) + bytes.fromhex("01000000 02000000 0300000000000000 0400000000000000 05000000")
+    assert layout.pack_about(about) == packed
+    assert layout.unpack_about(packed) == about
+    assert len(packed[: layout.ABOUT_BYTES_OF_FILE]) == 24
+    with pytest.raises(ValueError, match="has 44 bytes, got 43"):
+        layout.unpack_about(packed[:-1])
+
+
+def test_blocks_are_in_the_order_of_their_numbers():
+    assert layout.block_key(258) == b"\0b\0\0\1\2"
+    assert layout.block_number(layout.block_key(2**32 - 1)) == 2**32 - 1
+    assert layout.block_key(255) < layout.block_key(256)
+
+
+def test_the_files_of_a_shard_are_its_parts(tmp_path):
+    names = ["shard-00001.mdb", "shard-00001-00001.mdb", "shard-00001-00012.mdb"]
+    for name in [*names, "shard-00010.mdb", "shard-00001.lock", "shard-00001.mdb-lock"]:
+        (tmp_path / name).touch()
+    assert {file.name for file in layout.shard_files(tmp_path, 1)} == set(names)
+    assert [layout.shard_file(1, part) for part in (0, 1, 12)] == names

@@ -9,17 +9,16 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-import lmdb
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from tests.store.label_maps import fill, make_map
+from tests.store.label_maps import editing, fill, flip_byte, make_map
 from torchrelabel.errors import DamagedRecord, MissingLabelMap, StoreError
-from torchrelabel.store import LabelStore, LabelStoreWriter, environments
-from torchrelabel.store import reader as reader_module
+from torchrelabel.store import LabelStore, LabelStoreWriter, environments, parts
+from torchrelabel.store.layout import record_key
 
 SETTINGS = {"num_classes": 20, "top_k": 3}
 KEYS = ["train/cat/1.JPEG", "train/cat/2.JPEG", "train/dog/001.Black_footed/x.v2.png", "train/dog/7.JPEG"]
@@ -90,24 +89,35 @@ def test_keys_are_sorted_across_shards(tmp_path):
 
 
 def test_iteration_goes_on_from_batch_to_batch(tmp_path, monkeypatch):
-    monkeypatch.setattr(reader_module, "_KEYS_AT_ONCE", 3)
+    monkeypatch.setattr(parts, "KEYS_AT_ONCE", 3)
     keys = [f"{index:02d}.jpg" for index in range(12)]
-    assert list(LabelStore(write(tmp_path / "maps.lmdb", keys))) == keys
+    with LabelStoreWriter(tmp_path / "maps.lmdb", **SETTINGS) as writer:
+        fill(writer, keys)
+        writer.close()
+    assert list(LabelStore(tmp_path / "maps.lmdb")) == keys
 
 
-def test_large_records_are_not_all_in_memory_when_they_are_walked(tmp_path, monkeypatch):
-    monkeypatch.setattr(reader_module, "_BYTES_AT_ONCE", 1000)
-    keys = [f"{index:02d}.jpg" for index in range(12)]
-    store = LabelStore(write(tmp_path / "maps.lmdb", keys))
-    looks, read = [], environments.Environment.read
+def test_large_values_are_not_all_in_memory_when_they_are_walked(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "BYTES_AT_ONCE", 1000)
+    with LabelStoreWriter(tmp_path / "maps.lmdb", **SETTINGS) as writer:
+        for index in range(12):
+            writer.put_failure(f"{index:02d}.jpg", 300 * "x")
+        writer.close()
+    looks, some = [], parts.Part._some_from
 
-    def counted(environment, look):
-        looks.append(look)
-        return read(environment, look)
+    def counted(*given):
+        looks.append(some(*given))
+        return looks[-1]
 
-    monkeypatch.setattr(environments.Environment, "read", counted)
-    assert [key.decode() for key, _ in store._walk(0, b"\x02", values=True)] == keys
+    monkeypatch.setattr(parts.Part, "_some_from", counted)
+    assert len(LabelStore(tmp_path / "maps.lmdb").failures) == 12
     assert len(looks) > 3
+
+
+def test_keys_are_listed_and_counted_without_a_look_at_records(path, monkeypatch):
+    monkeypatch.setattr(parts, "record_bytes", lambda *_: pytest.fail("a record was read"))
+    store = LabelStore(path)
+    assert (len(store), list(store), KEYS[0] in store, "x" in store) == (4, KEYS, True, False)
 
 
 def test_grids_may_differ_from_record_to_record(tmp_path):
@@ -330,7 +340,11 @@ def test_a_writer_may_begin_where_a_reader_of_this_process_is(path):
     assert_array_equal(store["z.jpg"].classes, make_map()[1])
 
 
-def test_a_reader_follows_a_store_that_another_process_grows(path):
+def test_a_reader_follows_a_store_that_another_process_grows(tmp_path):
+    path = tmp_path / "maps.lmdb"
+    with LabelStoreWriter(path, **SETTINGS) as writer:
+        fill(writer, KEYS)
+        writer.close()
     store = LabelStore(path)
     assert len(store) == 4
     mapped = store._environment(0).handle.info()["map_size"]
@@ -339,6 +353,7 @@ def test_a_reader_follows_a_store_that_another_process_grows(path):
         "import sys, numpy as np; from torchrelabel.store import *; from tests.store.label_maps import make_map\n"
         "with LabelStoreWriter(sys.argv[1], num_classes=20, top_k=3, resume=True) as writer:\n"
         "    for n in range(12): writer.put(f'z{n:03d}.jpg', *[np.repeat(a, 9000, 1) for a in make_map(n)[:2]])\n"
+        "    writer.close()\n"
     )
     subprocess.run([sys.executable, "-c", code, path], cwd=ROOT, check=True, timeout=60)
     assert (path / "shard-00000.mdb").stat().st_size > mapped
@@ -371,45 +386,68 @@ def test_a_shard_cut_short_is_named(path):
 
 
 def test_a_flipped_byte_names_file_and_key(path):
-    file = path / "shard-00000.mdb"
-    content = bytearray(file.read_bytes())
-    with LabelStore(path)._environment(0).reading() as transaction:
-        record = bytes(transaction.get(KEYS[1].encode()))
-    content[content.index(record) + 40] ^= 1
-    file.write_bytes(content)
+    flip_byte(path, KEYS[1], 40)
     store = LabelStore(path)
     with pytest.raises(DamagedRecord, match=rf"shard-00000.mdb, label map of '{KEYS[1]}': its checksum is .* Copy the"):
         store[KEYS[1]]
     assert_array_equal(store[KEYS[0]].classes, make_map(0)[1])
 
 
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (b"\0" * 11, "the place of a record has 12 bytes, got 11"),
+        (struct.pack("<3I", 7, 0, 5), "it lies at bytes 0 to 5 of block 7, which is missing"),
+        (struct.pack("<3I", 0, 5, 2**32 - 1), r"bytes 5 to 4294967300 of block 0, which has \d+"),
+        (struct.pack("<3I", 0, 0, 0), "a record has at least 9 bytes, got 0"),
+    ],
+)
+def test_a_place_that_is_none_is_named(path, value, said):
+    tamper(path, KEYS[1].encode(), value)
+    with pytest.raises(DamagedRecord, match=rf"label map of '{KEYS[1]}': .*{said}"):
+        LabelStore(path)[KEYS[1]]
+
+
+@pytest.mark.parametrize("length", [0, 4096, 12288])
+def test_a_store_cut_short_while_it_is_read_is_an_error_and_no_bus_error(path, length):
+    store = LabelStore(path)
+    assert KEYS[0] in store
+    os.truncate(path / "shard-00000.mdb", length)
+    for look in (store.get, store.__contains__, lambda _: list(store), lambda _: store.failures):
+        with pytest.raises(StoreError, match=r"cut short|cannot be read"):
+            look(KEYS[1])
+
+
+def test_another_store_copied_over_an_open_one_is_no_answer(path, tmp_path, monkeypatch):
+    """Other images' maps used to be read without a word."""
+    monkeypatch.setattr(environments, "_SECONDS_BETWEEN_CHECKS", 10**6)  # the worst: nobody looks
+    other = write(tmp_path / "other.lmdb", KEYS[::-1])
+    store = LabelStore(path)
+    assert_array_equal(store[KEYS[0]].classes, make_map(0)[1])
+    (path / "shard-00000.mdb").write_bytes((other / "shard-00000.mdb").read_bytes())
+    for key in [*KEYS, "nobody.jpg"]:
+        with pytest.raises(StoreError):
+            store.get(key)
+
+
 def tamper(path, key, value):
-    file = str(path / "shard-00000.mdb")
-    with (
-        lmdb.open(file, subdir=False, lock=False, map_size=2**24) as environment,
-        environment.begin(write=True) as transaction,
-    ):
+    with editing(path) as transaction:
         transaction.put(key, value)
 
 
 @pytest.mark.parametrize(
     "change, said",
     [
-        (lambda value: value[:1], "at least 2 bytes, got 1"),
-        (lambda value: b"\xff\xff" + value[2:], "announces a key of 65535 bytes"),
-        (lambda value: value[:2] + b"b" + value[3:], "its digest leads to the key 'baaa"),
-        (lambda value: value[:-1] + b"\0", "its checksum is"),
+        (lambda value: value[:1], "the place of a record has 12 bytes, got 1"),
+        (lambda value: value[:12] + b"b" + value[13:], "its digest leads to the key 'baaa"),
     ],
 )
 def test_a_damaged_digest_record_is_named(tmp_path, change, said):
     key = 600 * "a"
     path = write(tmp_path / "maps.lmdb", [key])
-    store = LabelStore(path)
-    (digest,) = [name for name, _ in store._walk(0, b"\x01")]
-    with store._environment(0).reading() as transaction:
-        value = bytes(transaction.get(digest))
-    store.close()
-    tamper(path, digest, change(value))
+    with editing(path) as transaction:
+        digest = record_key(key.encode())
+        transaction.put(digest, change(transaction.get(digest)))
     with pytest.raises(DamagedRecord, match=said):
         LabelStore(path)[key]
 
@@ -422,7 +460,7 @@ def test_a_damaged_failure_is_named(path):
 
 def test_a_damaged_name_of_a_long_key_is_named(path):
     tamper(path, b"\x01" + bytes(32), b"\x01")
-    with pytest.raises(DamagedRecord, match=r"shard-00000.mdb, digest 0100.*at least 2 bytes"):
+    with pytest.raises(DamagedRecord, match=r"shard-00000.mdb, digest 0100.*has 12 bytes, got 1"):
         list(LabelStore(path))
 
 
@@ -446,3 +484,76 @@ def test_a_store_may_be_copied_and_read_without_the_right_to_write(path, tmp_pat
 def test_a_string_in_place_of_a_store_is_told_what_it_is(tmp_path):
     with pytest.raises(StoreError, match="does not exist"):
         LabelStore(str(tmp_path / "nowhere"))
+
+
+# A store that is continued
+
+
+def finish(path, keys, **given):
+    with LabelStoreWriter(path, **SETTINGS, **given, resume=True) as writer:
+        for key in keys:
+            writer.put(key, *make_map())
+
+
+def test_what_is_finished_is_never_written_to_again(path):
+    before = (path / "shard-00000.mdb").read_bytes()
+    finish(path, ["z.jpg", "a.jpg"])
+    assert (path / "shard-00000.mdb").read_bytes() == before
+    store = LabelStore(path)
+    assert (list(store), len(store)) == (sorted([*KEYS, "z.jpg", "a.jpg"]), 6)
+    assert_array_equal(store[KEYS[2]].classes, make_map(2)[1])
+    assert_array_equal(store["a.jpg"].classes, make_map()[1])
+
+
+def test_a_reader_follows_a_store_to_which_files_are_added(path):
+    store = LabelStore(path)
+    assert "z.jpg" not in store
+    finish(path, ["z.jpg"])
+    finish(path, ["y.jpg"])
+    assert "z.jpg" in store
+    finish(path, ["x.jpg"])
+    assert store.get("x.jpg") is not None
+    finish(path, ["w.jpg"])
+    assert (len(store), [*store][-4:]) == (8, ["w.jpg", "x.jpg", "y.jpg", "z.jpg"])
+
+
+def test_a_key_that_is_missed_while_the_store_is_deleted_or_exchanged_is_no_answer(path, tmp_path):
+    store = LabelStore(path)
+    assert KEYS[0] in store
+    path.rename(tmp_path / "moved.lmdb")
+    assert_array_equal(store[KEYS[0]].classes, make_map(0)[1])
+    for look in (store.get, store.__contains__, store.__getitem__):
+        with pytest.raises(StoreError, match="does not exist"):
+            look("nowhere.jpg")
+    write(path)
+    for look in (store.get, store.__contains__, store.__getitem__):
+        with pytest.raises(StoreError, match="holds another label store than when it was opened; open it again"):
+            look("nowhere.jpg")
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_shard_of_another_store_is_refused(tmp_path, number):
+    paths = [write(tmp_path / name, [f"{n}.jpg" for n in range(9)], shards=2) for name in ("a.lmdb", "b.lmdb")]
+    shutil.copy(paths[1] / f"shard-0000{number}.mdb", paths[0] / f"shard-0000{number}.mdb")
+    with pytest.raises(StoreError, match=rf"shard-0000{number}.mdb belongs to another store or shard"):
+        len(LabelStore(paths[0]))
+
+
+def test_a_path_that_is_not_utf_8_holds_a_store(tmp_path):
+    """It used to be a UnicodeEncodeError."""
+    path = tmp_path / os.fsdecode(b"caf\xe9.lmdb")
+    try:
+        write(path)
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    assert list(LabelStore(path)) == KEYS
+    assert list(LabelStore(os.fsencode(path))) == KEYS
+
+
+def test_the_sizes_of_images_come_back(tmp_path):
+    with LabelStoreWriter(tmp_path / "maps.lmdb", **SETTINGS) as writer:
+        writer.put("a.jpg", *make_map(), image_size=(500, 375))
+        writer.put("b.jpg", *make_map(), image_size=(3, 4), exif_turned=True)
+        writer.put("c.jpg", *make_map())
+    found = [(record.image_size, record.exif_turned) for record in LabelStore(tmp_path / "maps.lmdb").values()]
+    assert found == [((500, 375), False), ((3, 4), True), (None, None)]

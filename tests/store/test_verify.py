@@ -2,19 +2,44 @@
 
 import re
 import struct
-import zlib
 
-import lmdb
 import numpy as np
 import pytest
 
-from tests.store.label_maps import CLASSES, TOP_K, fill, make_map
-from torchrelabel.store import LabelStore, LabelStoreWriter, shard_of
+from tests.store.label_maps import CLASSES, TOP_K, editing, fill, flip_byte, make_map
+from torchrelabel.store import LabelStore, LabelStoreWriter, inspection, shard_of
+from torchrelabel.store import verify as verify_module
 from torchrelabel.store.codecs import CODECS, Shape
-from torchrelabel.store.layout import failure_key, fingerprint, shard_file
+from torchrelabel.store.layout import ABOUT_KEY, failure_key, fingerprint, pack_about, shard_file, unpack_about
+from torchrelabel.store.record import pack_record, seal_record
 from torchrelabel.store.verify import verify
 
 KEYS = ["a.b/x.jpg", "a.b/y.jpg", "c d/z.jpg"]
+
+
+class InThisProcess:
+    """Stands in for another process, which takes a good part of a second to start."""
+
+    ended = ""
+
+    def __init__(self, path, files):
+        self.given = path, files
+
+    def __iter__(self):
+        said = []
+        inspection.inspect(*self.given, lambda kind, value: said.append((kind, value)))
+        return iter(said)
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(request, monkeypatch):
+    if "another_process" not in request.fixturenames:
+        monkeypatch.setattr(verify_module, "_Inspection", InThisProcess)
+
+
+@pytest.fixture
+def another_process():
+    """The store is looked into as users have it."""
 
 
 @pytest.fixture
@@ -25,14 +50,6 @@ def path(tmp_path):
     return path
 
 
-def flip_last_byte(path, key):
-    with lmdb.open(str(path / shard_file(0)), subdir=False, map_size=2**24) as environment:
-        with environment.begin(write=True) as transaction:
-            value = bytearray(transaction.get(key.encode()))
-            value[-1] ^= 1
-            transaction.put(key.encode(), bytes(value))
-
-
 def test_a_sound_store_has_nothing_to_report(path):
     found = verify(LabelStore(path), KEYS)
     assert found.sound
@@ -41,7 +58,7 @@ def test_a_sound_store_has_nothing_to_report(path):
 
 
 def test_a_flipped_bit_is_found_and_the_other_maps_are_still_counted(path):
-    flip_last_byte(path, KEYS[1])
+    flip_byte(path, KEYS[1], -1)
     found = verify(LabelStore(path))
     assert list(found.damaged) == [KEYS[1]]
     assert "checksum" in found.damaged[KEYS[1]]
@@ -116,9 +133,8 @@ def test_progress_sees_every_key(path):
 
 def edit(path, change, shard=0):
     """Let ``change`` loose on the transaction of a shard."""
-    with lmdb.open(str(path / shard_file(shard)), subdir=False, map_size=2**24) as environment:
-        with environment.begin(write=True) as transaction:
-            change(transaction)
+    with editing(path, shard) as transaction:
+        change(transaction)
 
 
 def move(old, new):
@@ -140,9 +156,21 @@ def test_shards_that_were_exchanged_are_reported(tmp_path):
     second.rename(first)
     (tmp_path / "kept").rename(second)
     found = verify(LabelStore(tmp_path / "s"), keys)
-    assert sorted(found.damaged) == keys
-    assert all("and its key belongs into shard" in reason for reason in found.damaged.values())
+    assert list(found.damaged) == [shard_file(0), shard_file(1)]
+    assert "it says that it is part 0 of shard 1 of store" in found.damaged[shard_file(0)]
     assert (found.records, found.sound) == (0, False)
+
+
+def test_a_key_of_another_shard_is_reported(tmp_path):
+    with LabelStoreWriter(tmp_path / "s", num_classes=CLASSES, top_k=TOP_K, shards=2) as writer:
+        number = shard_of("a.jpg", 2)
+        writer._put_record("a.jpg", b"a.jpg", writer._shards[1 - number], packed(writer.header))
+    (said,) = verify(LabelStore(tmp_path / "s")).damaged.values()
+    assert said == f"it lies in shard {1 - number}, and its key belongs into shard {number}"
+
+
+def packed(header, name=b"a.jpg"):
+    return pack_record(header, name, *make_map())
 
 
 def test_a_flipped_byte_of_a_key_is_reported(path):
@@ -163,7 +191,7 @@ def test_a_flipped_byte_of_a_key_is_reported(path):
 def test_a_damaged_failure_is_reported_and_all_else_is_checked(path, value, said):
     """It used to end with an error."""
     edit(path, lambda transaction: transaction.put(failure_key(b"b.jpg"), value))
-    flip_last_byte(path, KEYS[1])
+    flip_byte(path, KEYS[1], -1)
     found = verify(LabelStore(path))
     key, place = found.damaged
     assert (place[:12], key, found.records, found.failures) == ("failure 0066", KEYS[1], 2, {})
@@ -171,7 +199,7 @@ def test_a_damaged_failure_is_reported_and_all_else_is_checked(path, value, said
 
 
 @pytest.mark.parametrize(
-    ("value", "said"), [(b"\x01", "at least 2 bytes, got 1"), (b"\x05\x00a.jpg", "under another digest")]
+    ("value", "said"), [(b"\x01", "has 12 bytes, got 1"), (bytes(12) + b"a.jpg", "under another digest")]
 )
 def test_a_damaged_record_of_a_long_key_is_reported(path, value, said):
     edit(path, lambda transaction: transaction.put(b"\x01" + bytes(32), value))
@@ -209,14 +237,12 @@ def test_bookkeeping_of_a_later_release_is_ignored(path):
 
 
 def put_unchecked(path, arrays, kind):
-    """A store of one record that no writer of ours would write, with the right checksum."""
-    with LabelStoreWriter(path, num_classes=CLASSES, top_k=TOP_K, residual=True, score_kind=kind):
-        pass
-    shape = Shape(*arrays["scores"].shape, CLASSES, True)
+    """A store of one record that no caller of ours could put, with the right checksum."""
+    shape = Shape(*arrays["scores"].shape, CLASSES + 1, True)
     payload = CODECS["float16"].encode(shape, arrays["scores"], arrays["classes"], arrays["residual"])
-    body = struct.pack("<HHB", shape.rows, shape.columns, 0) + payload
-    record = struct.pack("<I", zlib.crc32(b"a.jpg" + body)) + body
-    edit(path, lambda transaction: transaction.put(b"a.jpg", record))
+    with LabelStoreWriter(path, num_classes=CLASSES, top_k=TOP_K, residual=True, score_kind=kind) as writer:
+        record = seal_record(writer.header, b"a.jpg", struct.pack("<HHB", shape.rows, shape.columns, 0) + payload)
+        writer._put_record("a.jpg", b"a.jpg", writer._shards[0], record)
 
 
 @pytest.mark.parametrize("kind", ["logit", "probability"])
@@ -253,6 +279,79 @@ def test_a_class_beyond_the_header_s_is_reported(tmp_path):
     scores, classes, residual = make_map(residual=True)
     put_unchecked(tmp_path / "s", {"scores": scores, "classes": classes + 1, "residual": residual}, "logit")
     assert verify(LabelStore(tmp_path / "s")).damaged == {"a.jpg": f"the palette holds class {CLASSES} of {CLASSES}"}
+
+
+def test_a_count_that_is_wrong_is_reported(path):
+    def change(transaction):
+        transaction.put(ABOUT_KEY, pack_about(unpack_about(transaction.get(ABOUT_KEY))._replace(records=5)))
+
+    edit(path, change)
+    said = "it says that it holds 5 label maps and 0 failures, and 3 and 0 are found"
+    assert verify(LabelStore(path)).damaged == {shard_file(0): said}
+
+
+def test_a_map_in_two_parts_is_reported(path):
+    with LabelStoreWriter(path, num_classes=CLASSES, top_k=TOP_K, resume=True) as writer:
+        writer._shards[0].put(KEYS[0].encode(), packed(writer.header, KEYS[0].encode()))
+    found = verify(LabelStore(path))
+    assert (found.damaged, found.records) == ({KEYS[0]: "it has a map in two files"}, 3)
+
+
+def test_a_failure_of_the_last_part_and_a_map_of_an_earlier_one_are_reported(path):
+    with LabelStoreWriter(path, num_classes=CLASSES, top_k=TOP_K, resume=True) as writer:
+        writer._shards[0].put_failure(KEYS[0].encode(), b"no image")
+    assert verify(LabelStore(path)).damaged == {KEYS[0]: "it has a map and is noted as a failure too"}
+
+
+def test_a_failure_that_a_later_part_takes_away_is_none(path):
+    for put in (lambda writer: writer.put_failure("b.jpg", "no"), lambda writer: writer.put("b.jpg", *make_map())):
+        with LabelStoreWriter(path, num_classes=CLASSES, top_k=TOP_K, resume=True) as writer:
+            put(writer)
+    found = verify(LabelStore(path))
+    assert (found.damaged, found.failures, found.records) == ({}, {}, 4)
+
+
+# In a process of its own
+
+
+@pytest.mark.parametrize("where", ["first leaf", "all pages"])
+def test_damaged_pages_are_reported_and_end_nothing(path, where, another_process):
+    """LMDB used to end the process, or to go round for ever."""
+    file = path / shard_file(0)
+    content = bytearray(file.read_bytes())
+    pages = range(2, len(content) // 4096)
+    for page in pages if where == "all pages" else [page for page in pages if content[page * 4096 + 10] == 2]:
+        content[page * 4096 : (page + 1) * 4096] = bytes(4096)
+    file.write_bytes(content)
+    found = verify(LabelStore(path), KEYS)
+    assert list(found.damaged) == [shard_file(0)]
+    assert not found.sound
+
+
+@pytest.mark.parametrize("how", ["SIGABRT", "SIGKILL", "an error"])
+def test_the_end_of_the_other_process_is_reported_and_other_files_are_checked(
+    tmp_path, how, another_process, monkeypatch
+):
+    with LabelStoreWriter(tmp_path / "s", num_classes=CLASSES, top_k=TOP_K, shards=2) as writer:
+        fill(writer, [f"{index}.jpg" for index in range(9)])
+    end = {"SIGABRT": "os.abort()", "SIGKILL": "os.kill(os.getpid(), 9)", "an error": "raise KeyError('what')"}[how]
+    start = f"import os, sys\nif sys.argv[2] == '0:0': {end}\n"
+    monkeypatch.setattr(verify_module, "_START", start + verify_module._START)
+    found = verify(LabelStore(tmp_path / "s"))
+    assert list(found.damaged) == [shard_file(0)]
+    assert {"an error": "exit status 1: KeyError: 'what'"}.get(how, how) in found.damaged[shard_file(0)]
+    assert found.records == sum(shard_of(f"{index}.jpg", 2) for index in range(9)) > 0
+
+
+def test_a_process_that_goes_round_is_ended(path, another_process, monkeypatch):
+    monkeypatch.setattr(verify_module, "_SECONDS_OF_SILENCE", 0.5)
+    monkeypatch.setattr(verify_module, "_START", "import time; time.sleep(1000)")
+    assert "came to no end in 0 s" in verify(LabelStore(path)).damaged[shard_file(0)]
+
+
+def test_the_other_process_says_the_same(annotated, another_process):
+    found = verify(LabelStore(annotated), [*KEYS, "\udcff.jpg"])
+    assert (found.sound, found.records, found.failures) == (True, 3, {"\udcff.jpg": "no image"})
 
 
 # Lost records

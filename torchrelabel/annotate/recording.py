@@ -116,7 +116,15 @@ class Recorder:
             return "the model's scores for it are not finite numbers"
         image_scores = of_image if self.writer.header.image_top_k else None
         try:
-            self.writer.put(key, scores, classes, residual, image_scores=image_scores)
+            self.writer.put(
+                key,
+                scores,
+                classes,
+                residual,
+                image_scores=image_scores,
+                image_size=(facts.width, facts.height),
+                exif_turned=facts.exif_turned,
+            )
         except ValueError as error:  # such as a logit beyond half precision
             return str(error)
         self.summary.annotated += 1

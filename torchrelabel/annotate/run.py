@@ -25,7 +25,7 @@ from torchrelabel.annotate.timm_models import require_weights
 from torchrelabel.errors import UnsupportedModel
 from torchrelabel.folders import disk_usage
 from torchrelabel.store import LabelStore, LabelStoreWriter, StoreHeader
-from torchrelabel.store.layout import shard_file
+from torchrelabel.store.layout import shard_files
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -154,7 +154,7 @@ def annotate(
             writer.finish(dataset=work.dataset)
         summary.seconds = time.perf_counter() - started
         recorder.conclude(exif)
-    summary.bytes = disk_usage(output / shard_file(shard) for shard in work.shards)
+    summary.bytes = disk_usage(file for shard in work.shards for file in shard_files(output, shard))
     summary.crop_fit = _calibrate(output, found, annotator, batch_size, say)
     return summary
 

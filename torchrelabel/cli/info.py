@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ _LABELS = {
     "coverage": "part of the image covered",
     "codec": "codec",
     "shards": "shards",
+    "files": "files",
     "bytes": "bytes on disk",
     "bytes_per_map": "bytes per label map",
     "dataset": "dataset",
@@ -43,7 +43,7 @@ def info(store: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(figures, indent=2))
         return
-    click.echo(store)
+    click.echo(click.format_filename(store))
     figures["class_names"] = figures["class_names"] and _first(figures["class_names"])
     figures["calibration"] = figures["calibration"] and _fit(figures["calibration"])
     for name, label in _LABELS.items():
@@ -61,7 +61,7 @@ def _figures(path: str) -> dict[str, Any]:
     records = len(store)
     size = sum(_allocated(file) for file in Path(path).iterdir() if file.suffix == ".mdb")
     return {
-        "store": os.fspath(store.path),
+        "store": click.format_filename(store.path),
         "records": records,
         "failures": len(store.failures),
         "complete": header.complete,
@@ -76,6 +76,7 @@ def _figures(path: str) -> dict[str, Any]:
         "coverage": header.coverage if isinstance(header.coverage, str) else list(header.coverage),
         "codec": header.codec,
         "shards": header.shards,
+        "files": sum(1 for file in Path(path).iterdir() if file.suffix == ".mdb"),
         "bytes": size,
         "bytes_per_map": round(size / records, 1) if records else None,
         "dataset": header.dataset,

@@ -73,7 +73,7 @@ def _figures(found: Verification) -> dict[str, Any]:
 
 def _words(store: str, data: str | None, found: Verification) -> str:
     grids = ", ".join(f"{count} of {h} x {w} cells" for (h, w), count in sorted(found.grids.items()))
-    lines = [f"{store}: {found.records} label maps are sound{f' ({grids})' if grids else ''}."]
+    lines = [f"{_printable(store)}: {found.records} label maps are sound{f' ({grids})' if grids else ''}."]
     if found.incomplete:
         lines.append("The store is not complete: its writer has not finished. The same annotate command continues.")
     if found.miscounted:
@@ -82,8 +82,13 @@ def _words(store: str, data: str | None, found: Verification) -> str:
         f"{len(found.damaged)} entries are damaged; copy the store again, or annotate into a new one:", found.damaged
     )
     lines += _listed(f"{len(found.failures)} images could not be annotated:", found.failures)
-    lines += _listed(f"{len(found.missing)} images of {data} have no label map:", dict.fromkeys(found.missing, ""))
-    lines += _listed(f"{len(found.surplus)} label maps are of no image in {data}:", dict.fromkeys(found.surplus, ""))
+    lines += _listed(
+        f"{len(found.missing)} images of {_printable(data or '')} have no label map:", dict.fromkeys(found.missing, "")
+    )
+    lines += _listed(
+        f"{len(found.surplus)} label maps are of no image in {_printable(data or '')}:",
+        dict.fromkeys(found.surplus, ""),
+    )
     return "\n".join(lines)
 
 

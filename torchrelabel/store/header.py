@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +14,28 @@ import msgpack
 
 from torchrelabel.calibration import Calibration
 from torchrelabel.errors import StoreError
-from torchrelabel.store.codecs import CODECS
+from torchrelabel.store.codecs import CODECS, Shape
 from torchrelabel.store.files import replace_file
 from torchrelabel.store.layout import (
+    FIRST_VERSION_IN_BLOCKS,
     FORMAT_NAME,
     FORMAT_VERSION,
     HEADER_FILE,
     MAX_CLASSES,
     MAX_GRID_SIDE,
     MAX_HEADER_BYTES,
+    MAX_PARTS,
     MAX_SHARDS,
 )
-from torchrelabel.store.record import WHOLE_IMAGE, Box, check_box
+from torchrelabel.store.old_codecs import Decoder
+from torchrelabel.store.record import WHOLE_IMAGE, Box, check_box, decoder_of, flags_of
 
 SCORE_KINDS = ("logit", "probability")
 
 # What two runs that write to one store must agree on. The dataset is not among them: adding images changes it.
 SETTINGS = ("num_classes", "top_k", "codec", "score_kind", "residual", "coverage", "shards", "image_top_k")
+
+_IDENTITY = re.compile("(?:[0-9a-f]{32})?")
 
 # Of two tables that differ, such as those of a thousand class folders.
 _ENTRIES_SHOWN = 8
@@ -49,11 +57,15 @@ class StoreHeader:
         annotator: Who made the maps: model, weights digest, input size, resize mode, mean, std, interpolation, ...
         class_names: A name for each of the ``C`` classes, or None.
         class_to_idx: The dataset's folder-to-index table, or None.
-        shards: Number of LMDB files.
+        shards: Number of parts among which the keys are divided.
         finished: Numbers of the shards whose writers have finished.
+        parts: How many LMDB files each shard has; only the last one of a shard that is not finished is ever written
+            to. Empty before version 3, when each had one.
+        identity: 32 hexadecimal digits drawn when the store was begun; empty before version 3.
         dataset: ``count`` and ``fingerprint`` of the annotated dataset, as far as known.
         image_top_k: ``T``, of how many classes each record keeps the score for the whole image; 0 for none.
         calibration: How the labels of crops follow from the records, as fitted to the annotator; or None.
+        format_version: The version of the format of its records.
         extra: Fields that a later release of the same version added.
 
     Example:
@@ -77,6 +89,9 @@ class StoreHeader:
     dataset: dict[str, Any] = field(default_factory=dict)
     image_top_k: int = 0
     calibration: Calibration | None = None
+    parts: tuple[int, ...] = ()
+    identity: str = ""
+    format_version: int = FORMAT_VERSION
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -121,11 +136,41 @@ class StoreHeader:
         if not _is_int(self.shards, 1, MAX_SHARDS):
             raise ValueError(f"shards is 1 to {MAX_SHARDS}, got {self.shards!r}")
         object.__setattr__(self, "finished", _checked_shards(self.finished, self.shards))
+        if not _is_int(self.format_version, 1, FORMAT_VERSION):
+            raise ValueError(f"format_version is 1 to {FORMAT_VERSION}, got {self.format_version!r}")
+        parts = self.parts or (self.shards * (0,) if self.in_blocks else ())
+        object.__setattr__(self, "parts", _checked_parts(parts, self.shards if self.in_blocks else 0))
+        if not isinstance(self.identity, str) or not _IDENTITY.fullmatch(self.identity):
+            raise ValueError(f"identity is 32 hexadecimal digits, or empty, got {_short(self.identity)}")
 
     @property
-    def format_version(self) -> int:
-        """The version that it takes to say all of this: without scores for the whole image, the first."""
-        return FORMAT_VERSION if self.image_top_k else 1
+    def in_blocks(self) -> bool:
+        """Whether records lie in blocks, and shards in parts: since version 3."""
+        return self.format_version >= FIRST_VERSION_IN_BLOCKS
+
+    @cached_property
+    def checksum_seed(self) -> int:
+        """Where the checksums of records begin: at that of the store's identity."""
+        return zlib.crc32(bytes.fromhex(self.identity))
+
+    @cached_property
+    def record_flags(self) -> int:
+        """The flags that a record may have."""
+        return flags_of(self.format_version, self.image_top_k)
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """What reads the payloads of records."""
+        return decoder_of(self.format_version, self.codec)
+
+    @cached_property
+    def shapes(self) -> dict[tuple[int, int], Shape]:
+        """The shapes of records that were read, by their grids."""
+        return {}
+
+    def is_final(self, shard: int, part: int) -> bool:
+        """Whether an LMDB file will never be written to again."""
+        return not self.in_blocks or shard in self.finished or part < self.parts[shard] - 1
 
     @property
     def complete(self) -> bool:
@@ -150,7 +195,8 @@ class StoreHeader:
             ValueError: If the header is larger than 16 MiB.
         """
         named = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in _RENAMED}
-        named = {name: value for name, value in named.items() if name not in _OPTIONAL or value}
+        optional = _OPTIONAL if self.in_blocks else _OPTIONAL | _SINCE_BLOCKS
+        named = {name: value for name, value in named.items() if name not in optional or value}
         if self.calibration is not None:
             named["calibration"] = self.calibration.as_dict()
         content = {"format": FORMAT_NAME, "version": self.format_version, **named, **self.extra}
@@ -193,7 +239,8 @@ class StoreHeader:
                 f"its format version is {version!r}, and this release of torchrelabel reads up to version "
                 f"{FORMAT_VERSION}; update torchrelabel"
             )
-        known = {item.name for item in fields(cls)} - _RENAMED
+        in_blocks = version >= FIRST_VERSION_IN_BLOCKS
+        known = {item.name for item in fields(cls)} - _RENAMED - (set() if in_blocks else _SINCE_BLOCKS)
         missing = sorted(known - _OPTIONAL - values.keys())
         if missing:
             raise ValueError(f"it lacks {', '.join(missing)}")
@@ -201,14 +248,11 @@ class StoreHeader:
         if values.get("calibration") is not None:
             values["calibration"] = Calibration.from_dict(values["calibration"])
         try:
-            header = cls(**values, extra=extra)
+            header = cls(**values, format_version=version, extra=extra)
         except TypeError as error:  # a list where a string belongs, and the like
             raise ValueError(f"a field has a wrong type: {error}") from None
-        if header.format_version != version:
-            raise ValueError(
-                f"its format version is {version}, and image_top_k={header.image_top_k} is of version "
-                f"{header.format_version}"
-            )
+        if not in_blocks and version != (2 if header.image_top_k else 1):
+            raise ValueError(f"its format version is {version}, and image_top_k={header.image_top_k} is of the other")
         return header
 
     def as_read(self) -> StoreHeader:
@@ -256,8 +300,10 @@ def class_for_people(index: int, class_names: Sequence[str] | None) -> str:
     return f"{index} {class_names[index]}".encode("utf-8", "backslashreplace").decode()
 
 
-# The field that has no name of its own on disk.
-_RENAMED = {"extra"}
+# The fields that have no name, or another one, on disk.
+_RENAMED = {"extra", "format_version"}
+# Not known to versions 1 and 2.
+_SINCE_BLOCKS = {"parts", "identity"}
 # Not written where they say nothing; headers of the first version have no image_top_k.
 _OPTIONAL = {"image_top_k", "calibration"}
 
@@ -352,6 +398,14 @@ def _differing(place: str, old: Mapping[Any, Any], new: Mapping[Any, Any]) -> li
     ]
     rest = len(names) - len(lines)
     return lines + ([f"and {rest} more"] if rest else [])
+
+
+def _checked_parts(parts: Any, count: int) -> tuple[int, ...]:
+    if not isinstance(parts, (list, tuple)) or len(parts) != count:
+        raise ValueError(f"parts has a number for each of {count} shards, got {_short(parts)}")
+    if not all(_is_int(number, 0, MAX_PARTS) for number in parts):
+        raise ValueError(f"a shard has 0 to {MAX_PARTS} parts, got {_short(parts)}")
+    return tuple(parts)
 
 
 def _short(value: object) -> str:

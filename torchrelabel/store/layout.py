@@ -6,9 +6,12 @@ import hashlib
 import struct
 import zlib
 from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
 
 FORMAT_NAME = "torchrelabel.store"
-FORMAT_VERSION = 2  # 1: without scores for the whole image
+FORMAT_VERSION = 3  # 1: without scores for the whole image; 2: with them, each record a value of its own
+FIRST_VERSION_IN_BLOCKS = 3
 
 HEADER_FILE = "header.msgpack"
 HEADER_LOCK_FILE = "header.lock"
@@ -16,22 +19,57 @@ HEADER_LOCK_FILE = "header.lock"
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 MAX_CLASSES = 2**31 - 1  # class indices are returned as int32
 MAX_SHARDS = 4096
+MAX_PARTS = 2**16 - 1  # files of one shard
 MAX_GRID_SIDE = 2**16 - 1  # h and w are 16 bits wide
+MAX_IMAGE_SIDE = 2**32 - 1
 MAX_VALUES = 2**26  # K x h x w of one record
 MAX_KEY_BYTES = 2**16 - 1  # a key's length is 16 bits wide where it stands in a value
 MAX_LMDB_KEY_BYTES = 511  # LMDB's own limit, as it is compiled by default
 
 BOOKKEEPING_PREFIX = b"\x00"
+ABOUT_KEY = b"\x00a"
+BLOCK_PREFIX = b"\x00b"
 FAILURE_PREFIX = b"\x00f"
 DIGEST_PREFIX = b"\x01"
 FIRST_IMAGE_KEY = b"\x02"
 
 _KEY_LENGTH = struct.Struct("<H")
+_BLOCK_KEY = struct.Struct(">2sI")
+_LOCATION = struct.Struct("<3I")
+_ABOUT = struct.Struct("<16s2I2QI")
+ABOUT_BYTES_OF_FILE = 24  # identity, shard and part; what comes after counts what was committed
 
 
-def shard_file(shard: int) -> str:
-    """Name of the LMDB file of one shard, inside the store's directory."""
-    return f"shard-{shard:05d}.mdb"
+Buffer = memoryview | bytes
+
+
+class Location(NamedTuple):
+    """Where a record lies: its block, its first byte in there, its length."""
+
+    block: int
+    start: int
+    length: int
+
+
+class About(NamedTuple):
+    """What an LMDB file says of itself; written anew by every commit."""
+
+    identity: bytes
+    shard: int
+    part: int
+    records: int = 0
+    failures: int = 0
+    blocks: int = 0
+
+
+def shard_file(shard: int, part: int = 0) -> str:
+    """Name of an LMDB file of one shard, inside the store's directory."""
+    return f"shard-{shard:05d}-{part:05d}.mdb" if part else f"shard-{shard:05d}.mdb"
+
+
+def shard_files(directory: Path, shard: int) -> list[Path]:
+    """The LMDB files of one shard that are there."""
+    return sorted({*directory.glob(shard_file(shard)), *directory.glob(f"shard-{shard:05d}-?????.mdb")})
 
 
 def shard_lock_file(shard: int) -> str:
@@ -115,7 +153,7 @@ def is_long(name: bytes) -> bool:
 
 def record_key(name: bytes) -> bytes:
     """The LMDB key of a record: the key's own bytes, or ``01`` and their SHA-256 where LMDB's limit is."""
-    return DIGEST_PREFIX + hashlib.sha256(name).digest() if is_long(name) else name
+    return name if len(name) <= MAX_LMDB_KEY_BYTES else DIGEST_PREFIX + hashlib.sha256(name).digest()
 
 
 def failure_key(name: bytes) -> bytes:
@@ -128,7 +166,7 @@ def join_named(name: bytes, rest: bytes) -> bytes:
     return _KEY_LENGTH.pack(len(name)) + name + rest
 
 
-def split_named(value: memoryview) -> tuple[bytes, memoryview]:
+def split_named(value: Buffer) -> tuple[bytes, memoryview]:
     """Split a value made by `join_named` into the key and the rest.
 
     Raises:
@@ -139,4 +177,53 @@ def split_named(value: memoryview) -> tuple[bytes, memoryview]:
     (length,) = _KEY_LENGTH.unpack_from(value)
     if len(value) < 2 + length:
         raise ValueError(f"the value announces a key of {length} bytes and has {len(value) - 2} left")
-    return bytes(value[2 : 2 + length]), value[2 + length :]
+    return bytes(value[2 : 2 + length]), memoryview(value)[2 + length :]
+
+
+def block_key(block: int) -> bytes:
+    """The LMDB key of a block of records: ``00 62`` and its number, the highest byte first."""
+    return _BLOCK_KEY.pack(BLOCK_PREFIX, block)
+
+
+def block_number(key: bytes) -> int:
+    """The number of the block that lies under an LMDB key."""
+    return int.from_bytes(key[len(BLOCK_PREFIX) :], "big")
+
+
+def pack_location(location: Location, name: bytes) -> bytes:
+    """The value that lies under a record's LMDB key; it carries the key where that is too long for LMDB."""
+    packed = _LOCATION.pack(*location)
+    return packed + name if is_long(name) else packed
+
+
+def unpack_location(value: Buffer) -> Location:
+    """Where the record lies of which this is the value under its LMDB key.
+
+    Raises:
+        ValueError: If the value is shorter than a location.
+    """
+    try:
+        return Location._make(_LOCATION.unpack_from(value))
+    except struct.error:
+        raise ValueError(f"the place of a record has {_LOCATION.size} bytes, got {len(value)}") from None
+
+
+def name_behind_location(value: Buffer) -> bytes:
+    """The key of a record whose LMDB key is a digest."""
+    return bytes(value[_LOCATION.size :])
+
+
+def pack_about(about: About) -> bytes:
+    """The value under `ABOUT_KEY`."""
+    return _ABOUT.pack(*about)
+
+
+def unpack_about(value: Buffer) -> About:
+    """Read what `pack_about` wrote.
+
+    Raises:
+        ValueError: If the value has another length.
+    """
+    if len(value) != _ABOUT.size:
+        raise ValueError(f"what a shard's file says of itself has {_ABOUT.size} bytes, got {len(value)}")
+    return About(*_ABOUT.unpack(value))

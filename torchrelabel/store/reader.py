@@ -5,38 +5,18 @@ from __future__ import annotations
 import heapq
 import os
 import posixpath
+import zlib
 from collections.abc import Iterator, Mapping
-from functools import partial
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torchrelabel.errors import DamagedRecord, MissingLabelMap
-from torchrelabel.store.environments import Environment, open_environment
+from torchrelabel.errors import DamagedRecord, MissingLabelMap, StoreError
+from torchrelabel.store.environments import Environment
 from torchrelabel.store.header import StoreHeader, read_header
-from torchrelabel.store.layout import (
-    BOOKKEEPING_PREFIX,
-    DIGEST_PREFIX,
-    FAILURE_PREFIX,
-    FIRST_IMAGE_KEY,
-    decode_key,
-    encode_key,
-    failure_key,
-    is_long,
-    record_key,
-    shard_file,
-    shard_of,
-    split_named,
-)
-from torchrelabel.store.record import LabelRecord, unpack_record
-
-if TYPE_CHECKING:
-    import lmdb
-
-# Keys are walked in transactions of this many, with no more bytes of values than these and one, so that none lives long
-# enough for a writer to reuse its pages: where that happens LMDB may end the process by an assertion.
-_KEYS_AT_ONCE = 100
-_BYTES_AT_ONCE = 256 * 1024
+from torchrelabel.store.layout import FIRST_IMAGE_KEY, HEADER_FILE, decode_key, encode_key
+from torchrelabel.store.parts import Part
+from torchrelabel.store.record import LabelRecord
 
 # How many keys `nearest` looks at that begin like the one asked for.
 _NAMES_TO_TRY = 1000
@@ -49,7 +29,8 @@ class LabelStore(Mapping[str, LabelRecord]):
     """A label store on disk, read by the path of an image; read-only.
 
     Making one reads only the header. The files are opened by the first read in each process, so that a store may be
-    handed to DataLoader workers in any way: it survives fork, and is pickled as its path.
+    handed to DataLoader workers in any way: it survives fork, and is pickled as its path. It follows a store that is
+    being written: what is not found is looked for again if the writer has meanwhile begun another file.
 
     Args:
         path: Directory of the store.
@@ -73,10 +54,11 @@ class LabelStore(Mapping[str, LabelRecord]):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         # Absolute, since a worker process may start in another directory.
-        self._path = Path(os.path.abspath(path))
-        self._header = read_header(self._path)
+        self._path = Path(os.path.abspath(os.fsdecode(path)))
+        self._header_seen = self._header_state()
+        self._header = self._newest = read_header(self._path)
         self._pid = os.getpid()
-        self._environments: dict[int, Environment] = {}
+        self._parts: dict[int, list[Part]] = {}
 
     @property
     def path(self) -> Path:
@@ -91,17 +73,12 @@ class LabelStore(Mapping[str, LabelRecord]):
     @property
     def failures(self) -> dict[str, str]:
         """The images that have no label map because they could not be annotated, with the reason of each."""
-        found = {}
+        self._follow()
+        found: dict[bytes, bytes] = {}
         for shard in range(self._header.shards):
-            for key, value in self._walk(shard, FAILURE_PREFIX, values=True):
-                if not key.startswith(FAILURE_PREFIX):
-                    break
-                try:
-                    name, reason = split_named(memoryview(value))
-                except ValueError as error:
-                    raise DamagedRecord(f"{self._file(shard)}, failure {key.hex()}: {error}") from None
-                found[name] = decode_key(bytes(reason))
-        return {decode_key(name): found[name] for name in sorted(found)}
+            # The last part of a shard repeats what is true of the failures of those before.
+            found.update(self._parts_of(shard)[-1].failures())
+        return {decode_key(name): decode_key(found[name]) for name in sorted(found)}
 
     def __getitem__(self, key: str) -> LabelRecord:
         record = self._read(key)
@@ -119,19 +96,19 @@ class LabelStore(Mapping[str, LabelRecord]):
             name = encode_key(key)
         except ValueError:  # what can be no key is in no store
             return None
-        lmdb_key = record_key(name)
-
-        def look(transaction: lmdb.Transaction) -> LabelRecord | None:
-            value = transaction.get(lmdb_key)
-            return None if value is None else unpack_record(self._header, name, self._record(name, value))
-
-        environment = self._environment(shard_of(name, self._header.shards))
-        try:
-            return environment.read(look)
-        except DamagedRecord as error:
-            raise DamagedRecord(
-                f"{environment.path}, label map of {key!r}: {error}. Copy the store again, or annotate it again"
-            ) from None
+        shard = zlib.crc32(name) % self._header.shards
+        while True:
+            for part in self._parts_of(shard):
+                try:
+                    record = part.record(name)
+                except DamagedRecord as error:
+                    raise DamagedRecord(
+                        f"{part.path}, label map of {key!r}: {error}. Copy the store again, or annotate it again"
+                    ) from None
+                if record is not None:
+                    return record
+            if not self._follow():
+                return None
 
     def __contains__(self, key: object) -> bool:
         if not isinstance(key, str):
@@ -140,19 +117,23 @@ class LabelStore(Mapping[str, LabelRecord]):
             name = encode_key(key)
         except ValueError:
             return False
-        environment = self._environment(shard_of(name, self._header.shards))
-        return environment.read(lambda transaction: transaction.get(record_key(name)) is not None)
+        shard = zlib.crc32(name) % self._header.shards
+        while not any(part.holds(name) for part in self._parts_of(shard)):
+            if not self._follow():
+                return False
+        return True
 
     def __iter__(self) -> Iterator[str]:
         """The keys of all label maps, in the order of their bytes."""
-        shards = range(self._header.shards)
+        self._follow()
         # Keys that lie under a digest are few, and not in order.
-        long = sorted(name for shard in shards for name in self._long_names(shard))
-        names = [(key for key, _ in self._walk(shard, FIRST_IMAGE_KEY)) for shard in shards]
-        return (decode_key(name) for name in heapq.merge(long, *names))
+        long = sorted(name for part in self._all_parts() for name in part.long_names())
+        walks = self._walks(FIRST_IMAGE_KEY)
+        return map(decode_key, walks[0] if len(walks) == 1 and not long else heapq.merge(long, *walks))
 
     def __len__(self) -> int:
-        return sum(self._environment(shard).read(_count_records) for shard in range(self._header.shards))
+        self._follow()
+        return sum(part.count() for part in self._all_parts())
 
     def nearest(self, key: str, n: int = 3) -> list[str]:
         """Keys of this store that a missing key was perhaps meant to be, the likeliest first.
@@ -172,9 +153,30 @@ class LabelStore(Mapping[str, LabelRecord]):
                 break
         return list(found)
 
+    @property
+    def newest(self) -> StoreHeader:
+        """The header as it was when this object last looked: `header`, but for what its writers have done since."""
+        return self._newest
+
+    def part_count(self, shard: int) -> int:
+        """How many files a shard has, at least one."""
+        return (self._newest.parts[shard] or 1) if self._newest.in_blocks else 1
+
+    def raw_record(self, name: bytes) -> tuple[Part, bytes]:
+        """The bytes of a record that is there, unchecked, and the file that they are in.
+
+        Raises:
+            MissingLabelMap: If there is none.
+        """
+        for part in self._parts_of(zlib.crc32(name) % self._header.shards):
+            record = part.raw_record(name)
+            if record is not None:
+                return part, record
+        raise MissingLabelMap(self._why_missing(decode_key(name)))
+
     def close(self) -> None:
         """Give the files back; the next read opens them again."""
-        self._environments = {}
+        self._parts = {}
 
     def __reduce__(self) -> tuple[type[LabelStore], tuple[str]]:
         return type(self), (os.fspath(self._path),)
@@ -189,50 +191,63 @@ class LabelStore(Mapping[str, LabelRecord]):
     def __hash__(self) -> int:
         return id(self)
 
-    def _environment(self, shard: int) -> Environment:
+    def _parts_of(self, shard: int) -> list[Part]:
         if self._pid != os.getpid():  # what a forked child has inherited was closed by torchrelabel.store.environments
-            self._environments = {}
+            self._parts = {}
             self._pid = os.getpid()
-        environment = self._environments.get(shard)
-        if environment is None:
-            environment = self._environments[shard] = open_environment(self._file(shard))
-        return environment
-
-    def _file(self, shard: int) -> Path:
-        return self._path / shard_file(shard)
-
-    @staticmethod
-    def _record(name: bytes, value: Any) -> memoryview:
-        if not is_long(name):
-            return value
-        try:
-            stored, record = split_named(value)
-        except ValueError as error:
-            raise DamagedRecord(str(error)) from None
-        if stored != name:
-            raise DamagedRecord(f"its digest leads to the key {decode_key(stored)!r}")
-        return record
-
-    def _walk(self, shard: int, start: bytes, *, values: bool = False) -> Iterator[tuple[bytes, bytes]]:
-        """LMDB's keys from ``start`` on, in order, with their values if wanted."""
-        environment = self._environment(shard)
-        while batch := environment.read(partial(_some_from, start, values)):
-            yield from batch
-            start = batch[-1][0] + b"\x00"
-
-    def _long_names(self, shard: int) -> Iterator[bytes]:
-        for key, value in self._walk(shard, DIGEST_PREFIX, values=True):
-            if not key.startswith(DIGEST_PREFIX):
-                return
+        parts = self._parts.get(shard)
+        if parts is None:
+            self._follow()
             try:
-                yield split_named(memoryview(value))[0]
-            except ValueError as error:
-                raise DamagedRecord(f"{self._file(shard)}, digest {key.hex()}: {error}") from None
+                parts = self._open_parts(shard)
+            except StoreError:
+                if not self._follow():  # a part to which nothing came was taken away, or is finished now
+                    raise
+                parts = self._open_parts(shard)
+            self._parts[shard] = parts
+        return parts
 
-    def _failure(self, name: bytes) -> str | None:
-        environment = self._environment(shard_of(name, self._header.shards))
-        value = environment.read(lambda transaction: _copied(transaction.get(failure_key(name))))
-        return None if value is None else decode_key(value[2 + len(name) :])
+    def _open_parts(self, shard: int) -> list[Part]:
+        # A shard without parts is missing, which opening its first one says.
+        return [Part(self._path, self._newest, shard, part) for part in range(self.part_count(shard))]
+
+    def _environment(self, shard: int) -> Environment:
+        return self._parts_of(shard)[-1].environment
+
+    def _all_parts(self) -> list[Part]:
+        return [part for shard in range(self._header.shards) for part in self._parts_of(shard)]
+
+    def _walks(self, start: bytes) -> list[Iterator[bytes]]:
+        """The keys from ``start`` on, of each file in order."""
+        return [(key for key, _ in part.walk(start)) for part in self._all_parts()]
+
+    def _header_state(self) -> tuple[int, int, int]:
+        try:
+            status = os.stat(self._path / HEADER_FILE)
+        except OSError:  # reading it tells why
+            return 0, 0, 0
+        return status.st_ino, status.st_mtime_ns, status.st_size
+
+    def _follow(self) -> bool:
+        """Whether the files of the store are others than when this was last asked.
+
+        Raises:
+            StoreError: If the store is gone, or another one lies in its place: then nobody can tell what it holds.
+        """
+        state = self._header_state()
+        if state == self._header_seen:
+            return False
+        newest = read_header(self._path)
+        ours, theirs = ((it.identity, it.shards, it.format_version) for it in (self._header, newest))
+        if ours != theirs:
+            raise StoreError(f"{self._path} holds another label store than when it was opened; open it again")
+        before, self._newest, self._header_seen = self._newest, newest, state
+        if (newest.parts, newest.finished) == (before.parts, before.finished):
+            return False
+        self._parts = {
+            shard: parts for shard, parts in self._parts.items() if newest.parts[shard] == before.parts[shard]
+        }
+        return True
 
     def _why_missing(self, key: str) -> str:
         message = f"no label map of {key!r} in {self._path}"
@@ -240,7 +255,7 @@ class LabelStore(Mapping[str, LabelRecord]):
             name = encode_key(key)
         except ValueError as error:
             return f"{message}: {error}"
-        reason = self._failure(name)
+        reason = self._parts_of(zlib.crc32(name) % self._header.shards)[-1].failure(name)
         if reason is not None:
             return f"{message}: it could not be annotated ({reason})"
         nearest = self.nearest(key)
@@ -248,7 +263,7 @@ class LabelStore(Mapping[str, LabelRecord]):
             message += f"; nearest keys: {', '.join(map(repr, nearest))}"
         else:
             message += ", which is empty"
-        if not self._header.complete:
+        if not self._newest.complete:
             message += ". The store is incomplete: run the same annotate command again to continue it"
         return message
 
@@ -269,9 +284,8 @@ class LabelStore(Mapping[str, LabelRecord]):
     def _same_stem(self, key: str) -> Iterator[str]:
         stem, _ = posixpath.splitext(key)
         prefix = stem.encode("utf-8", "surrogateescape") + b"."
-        walks = [self._walk(shard, prefix) for shard in range(self._header.shards)]
         # `a.b.jpg` lies between `a.JPG` and `a.png`, and has another stem than they have.
-        for name, _ in islice(heapq.merge(*walks), _NAMES_TO_TRY):
+        for name in islice(heapq.merge(*self._walks(prefix)), _NAMES_TO_TRY):
             if not name.startswith(prefix):
                 return
             found = decode_key(name)
@@ -292,56 +306,15 @@ class LabelStore(Mapping[str, LabelRecord]):
 
     def _first_from(self, start: bytes) -> bytes | None:
         """The first key at or after ``start``."""
-        found = []
-        for shard in range(self._header.shards):
-            found += self._environment(shard).read(partial(_around, start))[:1]
+        found = [part.around(start)[0] for part in self._all_parts()]
         return min((name for name in found if name), default=None)
 
     def _neighbours(self, key: str) -> Iterator[str]:
         name = key.encode("utf-8", "surrogateescape")
-        around: list[bytes] = []
-        for shard in range(self._header.shards):
-            around += self._environment(shard).read(partial(_around, name or FIRST_IMAGE_KEY))
-        around = [near for near in around if near >= FIRST_IMAGE_KEY]
+        found = (near for part in self._all_parts() for near in part.around(name or FIRST_IMAGE_KEY))
+        around = [near for near in found if near >= FIRST_IMAGE_KEY]
         around.sort(key=lambda near: (-_shared(near, name), near))
         return map(decode_key, around)
-
-
-def _some_from(start: bytes, values: bool, transaction: lmdb.Transaction) -> list[tuple[bytes, bytes]]:
-    """The next of LMDB's keys from ``start`` on, with their values if wanted; none at the end."""
-    cursor = transaction.cursor()
-    some: list[tuple[bytes, bytes]] = []
-    size = 0
-    if cursor.set_range(start):
-        for key in cursor.iternext(values=False):
-            some.append((bytes(key), bytes(cursor.value()) if values else b""))
-            size += len(some[-1][1])
-            if len(some) == _KEYS_AT_ONCE or size >= _BYTES_AT_ONCE:
-                break
-    return some
-
-
-def _count_records(transaction: lmdb.Transaction) -> int:
-    total = int(transaction.stat()["entries"])
-    cursor = transaction.cursor()
-    if cursor.first():
-        for key in cursor.iternext(values=False):
-            if bytes(key[:1]) != BOOKKEEPING_PREFIX:
-                break
-            total -= 1
-    return total
-
-
-def _around(start: bytes, transaction: lmdb.Transaction) -> list[bytes]:
-    """The first of LMDB's keys at or after ``start``, empty if there is none, and the last one before it, if any."""
-    cursor = transaction.cursor()
-    after = bytes(cursor.key()) if cursor.set_range(start) else b""
-    before = cursor.prev() if after else cursor.last()
-    return [after, *([bytes(cursor.key())] if before else [])]
-
-
-def _copied(value: Any) -> bytes | None:
-    return None if value is None else bytes(value)
 
 
 def _shared(first: bytes, second: bytes) -> int:

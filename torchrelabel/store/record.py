@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import struct
 import zlib
 from collections.abc import Sequence
@@ -19,7 +20,8 @@ from torchrelabel.store.codecs import (
     decode_image_scores,
     encode_image_scores,
 )
-from torchrelabel.store.layout import MAX_GRID_SIDE, MAX_VALUES
+from torchrelabel.store.layout import FIRST_VERSION_IN_BLOCKS, MAX_GRID_SIDE, MAX_IMAGE_SIDE, MAX_VALUES
+from torchrelabel.store.old_codecs import OLD_CODECS, Decoder
 
 if TYPE_CHECKING:
     from torchrelabel.store.header import StoreHeader
@@ -28,12 +30,24 @@ Box = tuple[float, float, float, float]
 
 WHOLE_IMAGE: Box = (0.0, 0.0, 1.0, 1.0)
 
+_CRC = struct.Struct("<I")
 _FRONT = struct.Struct("<IHHB")
 _AFTER_CRC = struct.Struct("<HHB")
 _BOX = struct.Struct("<4f")
 _IMAGE_LENGTH = struct.Struct("<I")
+_IMAGE_SIZE = struct.Struct("<2I")
 _HAS_COVERAGE = 0x01
 _HAS_IMAGE_SCORES = 0x02
+_HAS_IMAGE_SIZE = 0x04
+_EXIF_TURNED = 0x08
+
+# Most stores have one grid; one that has many need not fill the memory with them.
+_SHAPES_KEPT = 100
+
+_UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+
+# For so many, comparing each with each is quicker than sorting.
+_FEW_CLASSES = 8
 
 # Softmax in half precision overshoots 1 by up to 2**-11; a logit is caught all the same.
 _PROBABILITY_SLACK = 1e-3
@@ -51,11 +65,13 @@ class LabelRecord(NamedTuple):
         image_scores: float32 ``[C]``, the logits of the whole image less their logsumexp, so that they are logarithms
             of shares, to 64 steps; classes beyond the best ``T`` share evenly what together they come to. None where
             the store keeps none.
+        image_size: Width and height of the image that was annotated, in pixels, as its file holds them. None where the
+            writer did not tell.
+        exif_turned: Whether that image's EXIF orientation would turn or mirror it. None without ``image_size``.
 
     Example:
-        >>> record = LabelRecord(np.ones((2, 7, 5), np.float32), np.zeros((2, 7, 5), np.int32), None, WHOLE_IMAGE)
-        >>> record.scores.shape, record.coverage
-        ((2, 7, 5), (0.0, 0.0, 1.0, 1.0))
+        >>> LabelRecord(np.ones((2, 7, 5), np.float32), np.zeros((2, 7, 5), np.int32), None, WHOLE_IMAGE)
+        LabelRecord(2 classes in each of 7 x 5 cells)
     """
 
     scores: Scores
@@ -63,6 +79,19 @@ class LabelRecord(NamedTuple):
     residual: Scores | None
     coverage: Box
     image_scores: Scores | None = None
+    image_size: tuple[int, int] | None = None
+    exif_turned: bool | None = None
+
+    def __repr__(self) -> str:
+        top_k, rows, columns = self.scores.shape
+        said = [f"{top_k} classes in each of {rows} x {columns} cells"]
+        said += ["residual"] if self.residual is not None else []
+        said += [f"coverage {self.coverage}"] if self.coverage != WHOLE_IMAGE else []
+        if self.image_scores is not None:
+            said.append(f"scores of the whole image for {len(self.image_scores)} classes")
+        if self.image_size is not None:
+            said.append("image of {} x {} px".format(*self.image_size) + ", turned by EXIF" * bool(self.exif_turned))
+        return f"{type(self).__name__}({', '.join(said)})"
 
 
 def pack_record(
@@ -73,17 +102,21 @@ def pack_record(
     residual: ArrayLike | None = None,
     coverage: Sequence[float] | None = None,
     image_scores: ArrayLike | None = None,
+    image_size: Sequence[int] | None = None,
+    exif_turned: bool = False,
 ) -> bytes:
-    """Check a label map against a store's header and write it as a record.
+    """Check a label map against a store's header and write it as a record of today's version.
 
     Args:
         header: Of the store.
         name: The key's bytes; the checksum covers them.
-        scores: Floats ``[K, h, w]``, descending along ``K``.
+        scores: Floats ``[K, h, w]``; put into descending order along ``K``.
         classes: Integers ``[K, h, w]``, distinct in each cell.
         residual: Floats ``[h, w]``, exactly if the header has a residual.
         coverage: Part of the image that this map covers, xyxy in fractions; None for the header's.
         image_scores: Floats ``[C]``, the logits of the whole image, exactly if the header has an ``image_top_k``.
+        image_size: Width and height of the annotated image in pixels, if they are known.
+        exif_turned: Whether its EXIF orientation would turn or mirror it; needs ``image_size``.
 
     Raises:
         ValueError: If anything does not fit, naming the value.
@@ -91,14 +124,22 @@ def pack_record(
     kept = _checked_scores(header, scores)
     top_k, rows, columns = kept.shape
     shape = Shape(top_k, rows, columns, header.num_classes, header.residual)
-    payload = CODECS[header.codec].encode(
-        shape, kept, _checked_classes(header, kept, classes), _checked_residual(header, kept, residual)
-    )
+    kept_classes = _checked_classes(header, kept, classes)
+    if np.count_nonzero(kept[1:] > kept[:-1]):
+        order = np.argsort(-kept, axis=0, kind="stable")
+        kept = np.take_along_axis(kept, order, axis=0)
+        kept_classes = np.take_along_axis(kept_classes, order, axis=0)
+    payload = CODECS[header.codec].encode(shape, kept, kept_classes, _checked_residual(header, kept, residual))
     box = _checked_coverage(header, coverage)
+    size, size_flags = _checked_image_size(image_size, exif_turned)
     image = _checked_image_scores(header, image_scores)
-    flags = (_HAS_COVERAGE if box else 0) | (_HAS_IMAGE_SCORES if image else 0)
-    body = _AFTER_CRC.pack(rows, columns, flags) + box + image + payload
-    return struct.pack("<I", zlib.crc32(body, zlib.crc32(name))) + body
+    flags = (_HAS_COVERAGE if box else 0) | (_HAS_IMAGE_SCORES if image else 0) | size_flags
+    return seal_record(header, name, _AFTER_CRC.pack(rows, columns, flags) + box + size + image + payload)
+
+
+def seal_record(header: StoreHeader, name: bytes, body: bytes) -> bytes:
+    """Put its checksum in front of what else a record holds; it covers the store's identity and the key, too."""
+    return _CRC.pack(zlib.crc32(body, zlib.crc32(name, header.checksum_seed))) + body
 
 
 def unpack_record(header: StoreHeader, name: bytes, record: memoryview) -> LabelRecord:
@@ -110,40 +151,79 @@ def unpack_record(header: StoreHeader, name: bytes, record: memoryview) -> Label
     if len(record) < _FRONT.size:
         raise DamagedRecord(f"a record has at least {_FRONT.size} bytes, got {len(record)}")
     crc, rows, columns, flags = _FRONT.unpack_from(record)
-    actual = zlib.crc32(record[4:], zlib.crc32(name))
+    actual = zlib.crc32(record[4:], zlib.crc32(name, header.checksum_seed))
     if crc != actual:
         raise DamagedRecord(
             f"its checksum is {crc:#010x}, and its bytes under this key give {actual:#010x}: the record was changed, "
-            f"or lies under a wrong key"
+            f"or belongs to another key or store"
         )
     top_k = header.top_k
-    known = _HAS_COVERAGE | (_HAS_IMAGE_SCORES if header.image_top_k else 0)
-    if flags & ~known:
-        raise DamagedRecord(f"its flags are {flags:#04x}, and a store of this version knows only {known:#04x}")
+    if flags and flags & ~header.record_flags:
+        raise DamagedRecord(
+            f"its flags are {flags:#04x}, and a store of this version knows only {header.record_flags:#04x}"
+        )
     if not rows or not columns or top_k * rows * columns > MAX_VALUES:
         raise DamagedRecord(f"its grid is {rows} x {columns}, and K x h x w must be 1 to {MAX_VALUES} with K = {top_k}")
+    coverage, image_scores, image_size, exif_turned = header.default_box, None, None, None
+    start = _FRONT.size
     try:
-        payload = record[_FRONT.size :]
-        coverage = header.default_box
         if flags & _HAS_COVERAGE:
-            coverage = check_box(_BOX.unpack_from(payload))
-            payload = payload[_BOX.size :]
+            coverage = check_box(_BOX.unpack_from(record, start))
+            start += _BOX.size
         elif header.coverage == "record":
             raise ValueError("it has no coverage box, and the header says that every record has its own")
-        image_scores = None
+        if flags & _HAS_IMAGE_SIZE:
+            image_size = _IMAGE_SIZE.unpack_from(record, start)
+            exif_turned = bool(flags & _EXIF_TURNED)
+            start += _IMAGE_SIZE.size
+        elif flags & _EXIF_TURNED:
+            raise ValueError("it says that EXIF would turn an image whose size it does not tell")
         if flags & _HAS_IMAGE_SCORES:
-            (length,) = _IMAGE_LENGTH.unpack_from(payload)
-            end = _IMAGE_LENGTH.size + length
-            image_scores = decode_image_scores(
-                header.image_top_k, header.num_classes, payload[_IMAGE_LENGTH.size : end]
-            )
-            payload = payload[end:]
+            (length,) = _IMAGE_LENGTH.unpack_from(record, start)
+            start += _IMAGE_LENGTH.size
+            image_scores = decode_image_scores(header.image_top_k, header.num_classes, record[start : start + length])
+            start += length
         elif header.image_top_k:
             raise ValueError("it has no scores for the whole image, and the header says that every record has")
-        shape = Shape(top_k, rows, columns, header.num_classes, header.residual)
-        return LabelRecord(*CODECS[header.codec].decode(shape, payload), coverage, image_scores)
+        shape = header.shapes.get((rows, columns))
+        if shape is None:
+            shape = Shape(top_k, rows, columns, header.num_classes, header.residual)
+            if len(header.shapes) < _SHAPES_KEPT:
+                header.shapes[rows, columns] = shape
+        scores, classes, residual = header.decoder.decode(shape, record[start:])
     except (ValueError, struct.error) as error:
         raise DamagedRecord(str(error)) from None
+    return LabelRecord._make((scores, classes, residual, coverage, image_scores, image_size, exif_turned))
+
+
+def carry_over(source: StoreHeader, target: StoreHeader, name: bytes, record: bytes) -> bytes:
+    """A record of one store as a record of another one with the same settings: the same numbers, sealed anew.
+
+    Raises:
+        DamagedRecord: If the record is none.
+    """
+    read = unpack_record(source, name, memoryview(record))
+    if source.format_version >= FIRST_VERSION_IN_BLOCKS:
+        return seal_record(target, name, record[4:])
+    # Older versions had another payload, behind the same front.
+    end = _FRONT.size + (_BOX.size if record[_FRONT.size - 1] & _HAS_COVERAGE else 0)
+    if record[_FRONT.size - 1] & _HAS_IMAGE_SCORES:
+        end += _IMAGE_LENGTH.size + _IMAGE_LENGTH.unpack_from(record, end)[0]
+    top_k, rows, columns = read.scores.shape
+    shape = Shape(top_k, rows, columns, source.num_classes, source.residual)
+    payload = CODECS[target.codec].encode(shape, read.scores, read.classes, read.residual)
+    return seal_record(target, name, record[4:end] + payload)
+
+
+def decoder_of(version: int, codec: str) -> Decoder:
+    """What reads the payload of a record of a version of the format."""
+    return CODECS[codec] if version >= FIRST_VERSION_IN_BLOCKS else OLD_CODECS[codec]
+
+
+def flags_of(version: int, image_top_k: int) -> int:
+    """The flags that a record of a store may have."""
+    flags = _HAS_COVERAGE | (_HAS_IMAGE_SCORES if image_top_k else 0)
+    return flags | _HAS_IMAGE_SIZE | _EXIF_TURNED if version >= FIRST_VERSION_IN_BLOCKS else flags
 
 
 def check_numbers(header: StoreHeader, record: LabelRecord) -> None:
@@ -195,7 +275,6 @@ def _checked_scores(header: StoreHeader, scores: ArrayLike) -> Scores:
             f"got shape {list(given.shape)}"
         )
     kept = _finite_float32("scores", given)
-    _check_descending(kept)
     _check_probabilities(header, "scores", kept)
     return kept
 
@@ -206,13 +285,13 @@ def _checked_classes(header: StoreHeader, scores: Scores, classes: ArrayLike) ->
         raise ValueError(f"classes are integers, got dtype {given.dtype}")
     if given.shape != scores.shape:
         raise ValueError(f"classes have the shape of scores, {list(scores.shape)}, got {list(given.shape)}")
-    outside = (given < 0) | (given >= header.num_classes)
-    if outside.any():
-        k, row, column = _first(outside)
+    # Without its sign, a negative number is a large one.
+    if given.view(_UNSIGNED[given.dtype.itemsize]).max() >= header.num_classes:
+        k, row, column = _first((given < 0) | (given >= header.num_classes))
         raise ValueError(
             f"classes are 0 to {header.num_classes - 1}, got {given[k, row, column]} at cell ({row}, {column})"
         )
-    kept = given.astype(np.int32)
+    kept = np.ascontiguousarray(given, dtype=np.int32)
     _check_distinct(kept)
     return kept
 
@@ -244,6 +323,21 @@ def _checked_coverage(header: StoreHeader, coverage: Sequence[float] | None) -> 
     return packed
 
 
+def _checked_image_size(image_size: Sequence[int] | None, exif_turned: bool) -> tuple[bytes, int]:
+    """The bytes of an image's size, and the flags that go with them."""
+    if image_size is None:
+        if exif_turned:
+            raise ValueError("exif_turned=True needs image_size=(W, H), got None")
+        return b"", 0
+    try:
+        width, height = (operator.index(side) for side in image_size)
+    except (TypeError, ValueError):
+        raise ValueError(f"image_size is (W, H) in whole pixels, got {image_size!r}") from None
+    if not (1 <= width <= MAX_IMAGE_SIDE and 1 <= height <= MAX_IMAGE_SIDE):
+        raise ValueError(f"image_size is (W, H) with 1 to {MAX_IMAGE_SIDE} pixels each way, got {(width, height)}")
+    return _IMAGE_SIZE.pack(width, height), _HAS_IMAGE_SIZE | (_EXIF_TURNED if exif_turned else 0)
+
+
 def _checked_image_scores(header: StoreHeader, scores: ArrayLike | None) -> bytes:
     if scores is None:
         if header.image_top_k:
@@ -268,11 +362,14 @@ def _checked_image_scores(header: StoreHeader, scores: ArrayLike | None) -> byte
 
 
 def _finite_float32(what: str, given: NDArray[Any]) -> Scores:
-    with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, and is refused by its own value below
-        kept = np.ascontiguousarray(given, dtype=np.float32)
-    infinite = ~np.isfinite(kept)
-    if infinite.any():
-        place = _first(infinite)
+    if given.dtype == np.float32:
+        kept = np.ascontiguousarray(given)
+    else:
+        with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, and is refused by its value below
+            kept = np.ascontiguousarray(given, dtype=np.float32)
+    finite = np.isfinite(kept)
+    if np.count_nonzero(finite) < kept.size:
+        place = _first(~finite)
         where = f"cell {place[-2:]}" if len(place) > 1 else f"class {place[0]}"
         raise ValueError(f"{what} must be finite float32 numbers, got {given[place]} at {where}")
     return kept
@@ -289,6 +386,9 @@ def _check_descending(scores: Scores) -> None:
 
 
 def _check_distinct(classes: Classes) -> None:
+    few = len(classes) <= _FEW_CLASSES
+    if few and not any(np.count_nonzero(classes[apart:] == classes[:-apart]) for apart in range(1, len(classes))):
+        return
     ordered = np.sort(classes, axis=0)
     repeated = ordered[1:] == ordered[:-1]
     if repeated.any():

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import queue
 import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
 
-from torchrelabel.errors import DamagedRecord, StoreError
-from torchrelabel.store.layout import (
-    BOOKKEEPING_PREFIX,
-    DIGEST_PREFIX,
-    FAILURE_PREFIX,
-    decode_key,
-    encode_key,
-    failure_key,
-    fingerprint,
-    record_key,
-    shard_file,
-    shard_of,
-    split_named,
-)
+import msgpack
+
+from torchrelabel.store.layout import decode_key, encode_key, fingerprint, shard_file
 from torchrelabel.store.reader import LabelStore
-from torchrelabel.store.record import check_numbers, unpack_record
 
 __all__ = ["Verification", "verify"]
 
 _SHA256 = re.compile("[0-9a-f]{64}")
+
+# A record is checked in microseconds; who says nothing for so long goes round in a damaged file.
+_SECONDS_OF_SILENCE = 120.0
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Verification:
     Attributes:
         records: Label maps that could be read and are sound.
         damaged: What is wrong, and with which label map: its key; where a key cannot be known, LMDB's in hex, as
-            ``digest 01...``, or ``failure 0066...`` for a note that an image failed; or the name of a whole shard.
+            ``digest 01...``, or ``failure 0066...`` for a note that an image failed; or the name of a whole file.
         failures: Key -> why the annotator could make no map of the image.
         grids: ``(h, w)`` -> how many maps have it.
         missing: Images that were asked for and have neither a map nor a failure, sorted.
@@ -67,6 +67,9 @@ def verify(
 ) -> Verification:
     """Read every label map of a store and report what is wrong.
 
+    Each key is looked up as a training run would, besides being walked to. LMDB ends a process that follows a damaged
+    page, so that another process looks into the files, and how it ended is among the findings.
+
     Args:
         store: Which store.
         images: The keys that it should hold, such as those of a folder. None to ask only whether it is sound.
@@ -75,6 +78,7 @@ def verify(
     Returns:
         The findings. Damage is reported, not raised.
     """
+    store = LabelStore(store.path)  # as it is now
     found = Verification(incomplete=not store.header.complete)
     keys = set(progress(_check(store, found)))
     if store.header.complete:
@@ -94,55 +98,102 @@ def verify(
 
 
 def _check(store: LabelStore, found: Verification) -> Iterator[str]:
-    """Note what is found, shard by shard; yield the key of every label map, sound or not."""
-    for shard in range(store.header.shards):
-        try:
-            yield from _check_shard(store, shard, found)
-        except StoreError as error:
-            found.damaged[shard_file(shard)] = str(error)
-
-
-def _check_shard(store: LabelStore, shard: int, found: Verification) -> Iterator[str]:
+    """Note what is found, file by file; yield the key of every label map, sound or not."""
     header = store.header
-    for lmdb_key, value in store._walk(shard, BOOKKEEPING_PREFIX, values=True):  # failures are the first
-        is_failure = lmdb_key.startswith(FAILURE_PREFIX)
-        if lmdb_key.startswith(BOOKKEEPING_PREFIX) and not is_failure:
-            continue
-        try:
-            name, content = _split(lmdb_key, memoryview(value))
-        except ValueError as error:
-            found.damaged[f"{'failure' if is_failure else 'digest'} {lmdb_key.hex()}"] = str(error)
-            continue
-        key = decode_key(name)
-        if not is_failure:
-            yield key
-        try:
-            if (right := shard_of(encode_key(key), header.shards)) != shard:
-                raise ValueError(f"it lies in shard {shard}, and its key belongs into shard {right}")
-            if is_failure:
-                found.failures[key] = decode_key(bytes(content))
-                continue
-            if key in found.failures:
-                raise ValueError("it has a map and is noted as a failure too")
-            # Under the key where it lies, and not by looking that up: a damaged key would lead nowhere.
-            record = unpack_record(header, name, content)
-            check_numbers(header, record)
-        except (ValueError, DamagedRecord) as error:
-            found.damaged[key] = str(error)
-            continue
-        found.records += 1
-        _, rows, columns = record.scores.shape
-        found.grids[rows, columns] = found.grids.get((rows, columns), 0) + 1
+    files = [(shard, part) for shard in range(header.shards) for part in range(store.part_count(shard))]
+    while files:
+        # One process for all files, and another one for those that are left when it was ended.
+        inspection = _Inspection(store.path, files)
+        for kind, value in inspection:
+            if kind == "records":
+                for name, problem, rows, columns in value:
+                    key = decode_key(name)
+                    yield key
+                    if problem:
+                        found.damaged[key] = problem
+                    else:
+                        found.records += 1
+                        found.grids[rows, columns] = found.grids.get((rows, columns), 0) + 1
+            elif kind == "damaged":
+                found.damaged[decode_key(value[0])] = value[1]
+            elif kind == "failures":
+                found.failures |= {decode_key(name): decode_key(reason) for name, reason in value}
+            else:  # a file is done with
+                files = files[1:]
+        if files:
+            found.damaged[shard_file(*files[0])] = inspection.ended or "the process that checked it left it out"
+            files = files[1:]
 
 
-def _split(lmdb_key: bytes, value: memoryview) -> tuple[bytes, memoryview]:
-    """The key's bytes, which stand in the value where LMDB's key is a digest, and what lies under it."""
-    if lmdb_key[:1] not in (BOOKKEEPING_PREFIX, DIGEST_PREFIX):
-        return lmdb_key, value
-    name, content = split_named(value)
-    if lmdb_key not in (record_key(name), failure_key(name)):
-        raise ValueError(f"it lies under another digest than that of its key {decode_key(name)!r}")
-    return name, content
+class _Inspection:
+    """Another process that looks into files of a store, and what it says: pairs of a kind and a value."""
+
+    def __init__(self, path: Path, files: list[tuple[int, int]]) -> None:
+        self._arguments = [os.fspath(path), *(f"{shard}:{part}" for shard, part in files)]
+        self.ended = ""
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(place for place in sys.path if place),
+            "PYTHONFAULTHANDLER": "",
+        }
+        with tempfile.TemporaryFile() as errors:
+            with subprocess.Popen(
+                [sys.executable, "-c", _START, *self._arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=environment,
+            ) as process:
+                try:
+                    yield from self._said(process)
+                except BaseException:
+                    process.kill()
+                    raise
+                if self.ended:
+                    process.kill()
+            errors.seek(0)
+            last_words = errors.read().decode("utf-8", "replace").strip().splitlines()[-1:]
+        if process.returncode and not self.ended:
+            how = f"exit status {process.returncode}"
+            if process.returncode < 0:
+                how = signal.Signals(-process.returncode).name
+            self.ended = f"LMDB ended the process that checked it ({': '.join([how, *last_words])}); copy it again"
+
+    def _said(self, process: subprocess.Popen[bytes]) -> Iterator[tuple[str, Any]]:
+        assert process.stdout is not None
+        unpacker = msgpack.Unpacker(raw=False, max_buffer_size=2**31 - 1)
+        said: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        # A thread, since Windows waits for no pipe with a time limit.
+        threading.Thread(target=_pass_on, args=(process.stdout, said), daemon=True).start()
+        while True:
+            try:
+                piece = said.get(timeout=_SECONDS_OF_SILENCE)
+            except queue.Empty:
+                self.ended = f"checking it came to no end in {_SECONDS_OF_SILENCE:.0f} s: LMDB goes round in it"
+                return
+            if not piece:
+                return
+            unpacker.feed(piece)
+            yield from unpacker
+
+
+def _pass_on(pipe: IO[bytes], said: queue.SimpleQueue[bytes]) -> None:
+    while piece := os.read(pipe.fileno(), 2**20):
+        said.put(piece)
+    said.put(b"")
+
+
+# A core file of each damaged shard would help nobody.
+_START = """
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+except (ImportError, OSError, ValueError):
+    pass
+from torchrelabel.store.inspection import main
+main()
+"""
 
 
 def _miscounted(store: LabelStore, keys: set[str], failures: dict[str, str]) -> str:

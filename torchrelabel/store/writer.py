@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import secrets
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
@@ -21,19 +23,28 @@ from torchrelabel.store.environments import Environment, open_environment
 from torchrelabel.store.files import sync_directory, write_error
 from torchrelabel.store.header import StoreHeader, read_header, write_header
 from torchrelabel.store.layout import (
+    ABOUT_KEY,
     FAILURE_PREFIX,
+    FORMAT_VERSION,
     HEADER_FILE,
     HEADER_LOCK_FILE,
+    MAX_PARTS,
+    About,
+    Location,
+    block_key,
     encode_key,
     failure_key,
-    is_long,
     is_store_file,
     join_named,
+    pack_about,
+    pack_location,
     record_key,
     shard_file,
+    shard_files,
     shard_lock_file,
-    shard_of,
+    unpack_about,
 )
+from torchrelabel.store.parts import Part, record_bytes
 from torchrelabel.store.record import pack_record, same_map
 
 # However slowly maps come, a kill loses no more work than this.
@@ -45,13 +56,19 @@ _SECONDS_FOR_HEADER_LOCK = 60.0
 # Loader processes forked by a writer hold its locks too. When it is killed they notice within five seconds.
 _SECONDS_FOR_ORPHANS_TO_END = 8.0
 
+# A larger block of records begins another one, so that a block is written in one piece of memory.
+_BYTES_OF_BLOCK = 1024 * 1024
+
+# Large maps are committed before they fill the memory.
+_BYTES_BETWEEN_COMMITS = 64 * 1024 * 1024
+
 
 class LabelStoreWriter:
     """Writes a label store.
 
     Leaving the ``with`` block marks the store as complete; leaving it by an exception commits what was put and leaves
-    the store incomplete, to be continued with ``resume=True``. Maps put in sorted order of their keys take the least
-    space.
+    the store incomplete, to be continued with ``resume=True``. What has been finished is never written to again: what a
+    later writer adds lies in files of its own. Maps put in sorted order of their keys take the least space.
 
     Several processes may write to one store at once if each names its own ``write_shards``; the store is complete when
     all of its shards are.
@@ -63,7 +80,7 @@ class LabelStoreWriter:
         codec: ``"float16"``, exact to half precision, or ``"uint8"``, 256 steps over the range of each map.
         score_kind: ``"logit"`` or ``"probability"``.
         residual: Whether each map comes with a residual.
-        shards: Number of LMDB files.
+        shards: Number of parts that several processes may write at once.
         coverage: Part of each image that its map covers: ``"whole"``, a box ``(x1, y1, x2, y2)`` in fractions of the
             image, or ``"record"`` if every `put` gives a box.
         annotator: Who makes the maps, a map of strings, numbers and lists.
@@ -82,7 +99,8 @@ class LabelStoreWriter:
     Raises:
         StoreInUse: If another writer has one of the shards.
         SettingsDiffer: If the store was begun with other settings, naming each.
-        StoreError: If ``path`` exists and is no store, or is one and ``resume`` is False.
+        StoreError: If ``path`` exists and is no store, is one and ``resume`` is False, or is one of an older version of
+            the format, which is read, and not continued.
         ValueError: If a setting is out of its bounds.
 
     Example:
@@ -134,23 +152,17 @@ class LabelStoreWriter:
         numbers = sorted(set(range(shards) if write_shards is None else write_shards))
         if not numbers or not 0 <= numbers[0] <= numbers[-1] < shards:
             raise ValueError(f"write_shards names some of the shards 0 to {shards - 1}, got {numbers}")
-        self._path = Path(os.path.abspath(path))
+        self._path = Path(os.path.abspath(os.fsdecode(path)))
         self._commit_every = commit_every
         self._pending = 0
+        self._pending_bytes = 0
         self._last_commit = time.monotonic()
         self._pid = os.getpid()
         self._closed = False
         self._shards: dict[int, _Shard] = {}
         with ExitStack() as stack:
             self._header = self._join(stack, given, numbers, whole=write_shards is None, resume=resume)
-            for number in numbers:
-                self._shards[number] = _Shard(self._path / shard_file(number))
             self._locks = stack.pop_all()
-        try:
-            sync_directory(self._path)
-        except OSError as error:
-            self._locks.close()
-            raise write_error(self._path, error) from error
 
     @property
     def path(self) -> Path:
@@ -171,6 +183,8 @@ class LabelStoreWriter:
         *,
         coverage: Sequence[float] | None = None,
         image_scores: ArrayLike | None = None,
+        image_size: Sequence[int] | None = None,
+        exif_turned: bool = False,
     ) -> None:
         """Put the label map of one image.
 
@@ -178,12 +192,14 @@ class LabelStoreWriter:
 
         Args:
             key: The image's path relative to the dataset root, ``/`` separators, extension kept.
-            scores: Floats ``[K, h, w]``, descending along ``K``.
+            scores: Floats ``[K, h, w]``; in each cell they are put into descending order, and their classes with them.
             classes: Integers ``[K, h, w]``, distinct in each cell.
             residual: Floats ``[h, w]``, if the store has a residual.
             coverage: Part of this image that the map covers, ``(x1, y1, x2, y2)`` in fractions, if it differs from the
                 store's.
             image_scores: Floats ``[C]``, the logits of the whole image, if the store keeps any.
+            image_size: Width and height of the image that was annotated, in pixels, if they are known.
+            exif_turned: Whether its EXIF orientation would turn or mirror it; needs ``image_size``.
 
         Raises:
             ValueError: If the map does not fit the store, if the key belongs to a shard of another writer, or if the
@@ -192,9 +208,24 @@ class LabelStoreWriter:
         """
         name, shard = self._locate(key)
         try:
-            record = pack_record(self._header, name, scores, classes, residual, coverage, image_scores)
+            record = pack_record(
+                self._header, name, scores, classes, residual, coverage, image_scores, image_size, exif_turned
+            )
         except ValueError as error:
             raise ValueError(f"label map of {key!r}: {error}") from None
+        self._put_record(key, name, shard, record)
+
+    def put_record(self, key: str, record: bytes) -> None:
+        """Put a record that was packed for this store's header, as `torchrelabel.store.record.carry_over` does.
+
+        Raises:
+            ValueError: As `put`.
+            StoreError: If the file system refuses.
+        """
+        name, shard = self._locate(key)
+        self._put_record(key, name, shard, record)
+
+    def _put_record(self, key: str, name: bytes, shard: _Shard, record: bytes) -> None:
         stored = shard.find(name)
         if stored is not None:
             if not same_map(self._header, name, stored, record):
@@ -204,7 +235,7 @@ class LabelStoreWriter:
                 )
             return
         shard.put(name, record)
-        self._count()
+        self._count(len(record))
 
     def put_failure(self, key: str, reason: str) -> None:
         """Note that an image has no label map and why; a later `put` of the key forgets it.
@@ -237,13 +268,13 @@ class LabelStoreWriter:
         """Make everything put so far survive a kill and a loss of power.
 
         Raises:
-            StoreError: If the file system refuses, for instance since no space is left; what was committed before is
-                safe.
+            StoreError: If the file system refuses, for instance since no space is left, or if the store was moved,
+                deleted or replaced; what was committed before is safe.
         """
         self._check_usable()
         for shard in self._shards.values():
             shard.commit()
-        self._pending = 0
+        self._pending = self._pending_bytes = 0
         self._last_commit = time.monotonic()
 
     def finish(self, dataset: Mapping[str, Any] | None = None) -> None:
@@ -255,12 +286,18 @@ class LabelStoreWriter:
         self.commit()
         with self._header_lock():
             header = read_header(self._path)
+            # A file that this writer began, and to which nothing came, goes away again.
+            empty = [number for number, shard in self._shards.items() if shard.adds_nothing()]
+            parts = [count - (number in empty) for number, count in enumerate(header.parts)]
             self._header = replace(
                 header,
+                parts=tuple(parts),
                 finished=tuple({*header.finished, *self._shards}),
                 dataset=dict(header.dataset if dataset is None else dataset),
             )
             write_header(self._path, self._header)
+            for number, shard in self._shards.items():
+                _remove(shard.path, lock_only=number not in empty)
         self._release()
 
     def close(self) -> None:
@@ -313,10 +350,12 @@ class LabelStoreWriter:
                 stack.enter_context(self._shard_lock(number))
             if not (self._path / HEADER_FILE).exists():
                 self._refuse_orphans()
-                write_header(self._path, given)
-                return given
+                header = replace(given, identity=secrets.token_hex(16))
+                # Before any shard, so that a file of a shard always belongs to a store.
+                write_header(self._path, header)
+                return self._begin(header, numbers)
             header = read_header(self._path)
-            begun = [number for number in numbers if (self._path / shard_file(number)).exists()]
+            begun = [number for number in numbers if shard_files(self._path, number)]
             if not resume and (whole or begun):
                 state = "complete" if header.complete else "incomplete"
                 raise StoreError(
@@ -330,10 +369,35 @@ class LabelStoreWriter:
                     + "; ".join(differences)
                     + ". Give the old settings to continue it, or another path"
                 )
-            continued = replace(header.continued_by(given), finished=tuple(set(header.finished) - set(numbers)))
-            if continued != header:
-                write_header(self._path, continued)
-            return continued
+            if not header.in_blocks:
+                raise StoreError(
+                    f"{self._path} is a label store of format version {header.format_version}, which this release "
+                    f"reads, and does not add to: it writes version {FORMAT_VERSION}. Copy it into that with "
+                    f"`torchrelabel merge {self._path} -o NEW`, and continue the copy"
+                )
+            return self._begin(header.continued_by(given), numbers)
+
+    def _begin(self, header: StoreHeader, numbers: Sequence[int]) -> StoreHeader:
+        """Open the last file of each shard, a new one where that is finished, and then say so in the header."""
+        parts = list(header.parts)
+        for number in numbers:
+            if number in header.finished or not parts[number]:
+                if parts[number] == MAX_PARTS:
+                    raise StoreError(f"shard {number} of {self._path} has {MAX_PARTS} files; merge the store first")
+                parts[number] += 1
+            for leftover in shard_files(self._path, number):
+                # What a writer began that was killed before it could say so.
+                if leftover.name not in {shard_file(number, part) for part in range(header.parts[number])}:
+                    _remove(leftover)
+        begun = replace(header, parts=tuple(parts), finished=tuple(set(header.finished) - set(numbers)))
+        for number in numbers:
+            self._shards[number] = _Shard(self._path, begun, number, fresh=parts[number] > header.parts[number])
+        try:
+            sync_directory(self._path)
+        except OSError as error:
+            raise write_error(self._path, error) from error
+        write_header(self._path, begun)
+        return begun
 
     def _refuse_orphans(self) -> None:
         orphans = sorted(entry.name for entry in self._path.glob("shard-*.mdb"))
@@ -353,7 +417,7 @@ class LabelStoreWriter:
     def _locate(self, key: str) -> tuple[bytes, _Shard]:
         self._check_usable()
         name = encode_key(key)
-        number = shard_of(name, self._header.shards)
+        number = zlib.crc32(name) % self._header.shards
         shard = self._shards.get(number)
         if shard is None:
             raise ValueError(
@@ -368,9 +432,11 @@ class LabelStoreWriter:
         if os.getpid() != self._pid:
             raise ValueError(f"the writer of {self._path} belongs to process {self._pid}; write from there")
 
-    def _count(self) -> None:
+    def _count(self, size: int = 0) -> None:
         self._pending += 1
-        if self._pending >= self._commit_every or time.monotonic() - self._last_commit > _SECONDS_BETWEEN_COMMITS:
+        self._pending_bytes += size
+        enough = self._pending >= self._commit_every or self._pending_bytes >= _BYTES_BETWEEN_COMMITS
+        if enough or time.monotonic() - self._last_commit > _SECONDS_BETWEEN_COMMITS:
             self.commit()
 
     def _release(self) -> None:
@@ -380,27 +446,48 @@ class LabelStoreWriter:
 
 
 class _Shard:
-    """One LMDB file that this process writes."""
+    """The last file of a shard, which this process writes, and those before it, which nobody writes any more."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._environment: Environment = open_environment(path, write=True)
+    def __init__(self, directory: Path, header: StoreHeader, number: int, *, fresh: bool) -> None:
+        parts = header.parts[number]
+        self.path = directory / shard_file(number, parts - 1)
+        self._header = header
+        self._fresh = fresh
+        before = [Part(directory, header, number, part) for part in range(parts - 1)]
+        self._environment: Environment = open_environment(self.path, write=True)
         self._records: dict[bytes, bytes] = {}
         self._failures: dict[bytes, bytes] = {}
-        self._forgotten: list[bytes] = []
-        # Most stores have no failure, and then no record needs to look for one to delete.
-        self._any_failed = self._has_failures()
+        self._forgotten: set[bytes] = set()
+        self._failures_before: dict[bytes, bytes] = {}
+        if self._fresh:
+            self._failures_before = dict(before[-1].failures(lenient=True)) if before else {}
+            self._about = About(bytes.fromhex(header.identity), number, parts - 1)
+            self._failures.update(self._failures_before)
+            self.commit(begin=True)
+        else:
+            # A writer that is killed while it commits may leave LMDB's lock one commit behind the file, and readers see
+            # what the lock says. Taking the lock for writing mends it.
+            with self._environment.handle.begin(write=True):
+                pass
+        self._part = Part(directory, header, number, parts - 1)
+        self._about = self._part.about()
+        # The files to look a key up in, with LMDB's last key of each: most keys come in order, behind it.
+        self._looks = [(part.environment, self._last_key(part.environment)) for part in [*before, self._part]]
 
     def find(self, name: bytes) -> bytes | None:
         """The record of a key, committed or not."""
         pending = self._records.get(name)
         if pending is not None:
             return pending
-        with self._environment.reading() as transaction:
-            value = transaction.get(record_key(name))
-            if value is None:
-                return None
-            return bytes(value[2 + len(name) :] if is_long(name) else value)
+        key = record_key(name)
+        for environment, last in self._looks:
+            if key > last:
+                continue
+            with environment.reading() as transaction:
+                value = transaction.get(key)
+                if value is not None:
+                    return bytes(record_bytes(self._header, transaction, name, value))
+        return None
 
     def put(self, name: bytes, record: bytes) -> None:
         self._records[name] = record
@@ -410,58 +497,94 @@ class _Shard:
         self._failures[name] = reason
 
     def keep_failures_of(self, names: set[bytes]) -> None:
-        kept = {failure_key(name) for name in names} if self._any_failed else set()
-        with self._environment.reading() as transaction:
-            cursor = transaction.cursor()
-            found = cursor.iternext(values=False) if cursor.set_range(FAILURE_PREFIX) else ()
-            failed = takewhile(lambda key: key.startswith(FAILURE_PREFIX), map(bytes, found))
-            self._forgotten = [key for key in failed if key not in kept]
+        walked = (key for key, _ in self._part.walk(FAILURE_PREFIX))
+        failed = set(takewhile(lambda key: key.startswith(FAILURE_PREFIX), walked))
+        self._forgotten = failed - {failure_key(name) for name in names} if failed else failed
         self._failures = {name: reason for name, reason in self._failures.items() if name in names}
 
-    def commit(self) -> None:
+    def adds_nothing(self) -> bool:
+        """Whether this file, begun by this writer, says nothing that those before it do not say."""
+        return (
+            self._fresh
+            and self._about.part > 0
+            and not self._about.records
+            and dict(self._part.failures(lenient=True)) == self._failures_before
+        )
+
+    def commit(self, *, begin: bool = False) -> None:
         """Write what is pending in one transaction, with a larger map as often as it needs one."""
-        if not (self._records or self._failures or self._forgotten):
+        if not (self._records or self._failures or self._forgotten or begin):
             return
         import lmdb
 
+        if not self._environment.still_there():
+            raise StoreError(
+                f"{self.path} was moved, deleted or replaced while it was written. What was committed lies where it "
+                f"is now; what came since the last commit is lost. Put it back, or write a new store"
+            )
         while True:
             try:
-                self._write()
+                # The process does not fork meanwhile, nor does a thread look at a map that is resized.
+                with self._environment.lock:
+                    self._about = self._write()
                 break
             except lmdb.MapFullError:
                 self._environment.grow()
             except lmdb.Error as error:
-                raise write_error(self._path, error) from error
-        self._any_failed = self._any_failed or bool(self._failures)
+                raise write_error(self.path, error) from error
+        if self._records and not begin:
+            environment, last = self._looks[-1]
+            self._looks[-1] = environment, max(last, max(map(record_key, self._records)))
         self._records.clear()
         self._failures.clear()
         self._forgotten.clear()
 
-    def _write(self) -> None:
-        records = sorted(
-            (record_key(name), join_named(name, record) if is_long(name) else record)
-            for name, record in self._records.items()
-        )
+    def _write(self) -> About:
+        records = sorted((record_key(name), name, record) for name, record in self._records.items())
         with self._environment.handle.begin(write=True) as transaction:
-            cursor = transaction.cursor()
-            last = cursor.key() if cursor.last() else b""
-            cursor.close()
-            for key, value in records:
+            # As this transaction has it, and not as this object remembers it: a block is never written twice.
+            stored = transaction.get(ABOUT_KEY)
+            about = self._about if stored is None else unpack_about(stored)
+            failures = about.failures
+            blocks: list[list[bytes]] = []
+            places: list[tuple[bytes, bytes]] = []
+            room = start = 0
+            for key, name, record in records:
+                if not blocks or len(record) > room:
+                    blocks.append([])
+                    room, start = _BYTES_OF_BLOCK, 0
+                location = Location(about.blocks + len(blocks) - 1, start, len(record))
+                places.append((key, pack_location(location, name)))
+                blocks[-1].append(record)
+                room, start = room - len(record), start + len(record)
+            for number, block in enumerate(blocks, about.blocks):
+                transaction.put(block_key(number), b"".join(block))
+            with transaction.cursor() as cursor:
                 # Appending fills pages; putting in order without saying so splits each full page in half.
-                append = key > last
-                transaction.put(key, value, append=append)
-                last = key if append else last
+                last = bytes(cursor.key()) if cursor.last() else b""
+                behind = [place for place in places if place[0] > last]
+                cursor.putmulti([place for place in places if place[0] <= last])
+                cursor.putmulti(behind, append=True)
             for key in self._forgotten:
-                transaction.delete(key)
-            for name in self._records if self._any_failed else ():
-                transaction.delete(failure_key(name))
+                failures -= transaction.delete(key)
+            # Most stores have no failure, and then no record needs to look for one to delete.
+            for name in self._records if failures else ():
+                failures -= transaction.delete(failure_key(name))
             for name, reason in self._failures.items():
+                failures += transaction.get(failure_key(name)) is None
                 transaction.put(failure_key(name), join_named(name, reason))
+            about = about._replace(
+                records=about.records + len(places), failures=max(failures, 0), blocks=about.blocks + len(blocks)
+            )
+            transaction.put(ABOUT_KEY, pack_about(about))
+        # Places in LMDB's lock that killed readers held would keep pages from being used again.
+        self._environment.handle.reader_check()
+        return about
 
-    def _has_failures(self) -> bool:
-        with self._environment.reading() as transaction:
-            cursor = transaction.cursor()
-            return bool(cursor.set_range(FAILURE_PREFIX)) and bytes(cursor.key()[:2]) == FAILURE_PREFIX
+    @staticmethod
+    def _last_key(environment: Environment) -> bytes:
+        with environment.reading() as transaction, transaction.cursor() as cursor:
+            return bytes(cursor.key()) if cursor.last() else b""
 
 
 def write_calibration(path: str | os.PathLike[str], calibration: Calibration) -> None:
@@ -472,9 +595,18 @@ def write_calibration(path: str | os.PathLike[str], calibration: Calibration) ->
         StoreInUse: If the header stays locked.
         ValueError: If the store keeps no scores for the whole image.
     """
-    path = Path(os.path.abspath(path))
+    path = Path(os.path.abspath(os.fsdecode(path)))
     with _header_lock(path):
         write_header(path, replace(read_header(path), calibration=calibration))
+
+
+def _remove(path: Path, *, lock_only: bool = False) -> None:
+    """Remove an LMDB file that nobody needs, and LMDB's lock beside it, which nobody needs for a final one either."""
+    for needless in [path.with_name(f"{path.name}-lock"), *([] if lock_only else [path])]:
+        try:
+            needless.unlink(missing_ok=True)
+        except OSError:  # such as on Windows, where another process may have it open; it does no harm
+            pass
 
 
 def _header_lock(path: Path) -> AbstractContextManager[None]:

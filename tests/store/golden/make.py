@@ -1,12 +1,13 @@
 """How the golden stores were made, once, each with the release of its format version; no test runs this.
 
-    python -m tests.store.golden.make DIRECTORY  # today's version, 2
+    python -m tests.store.golden.make DIRECTORY  # today's version, 3
 
 A new version of the format adds stores beside these and changes none of them.
 """
 
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from torchrelabel.calibration import Calibration
 from torchrelabel.store import LabelStoreWriter, write_calibration
 
 LONG_KEY = "long/" + 60 * "path/to/" + "straße/" + 10 * "x" + "/9.JPEG"
+GOLDEN_IDENTITY = bytes(range(16)).hex()
+GOLDEN_SIZES = [(500, 375), None, (3, 65536), (1, 1)]
 GOLDEN_CALIBRATION = Calibration((0.5, -0.25, 0.0), (0.75, 0.5, 0.125), 0.0625, {"kl": 0.5})
 KEYS = ["n01440764/n01440764_10026.JPEG", "001.Black_footed_Albatross/a.b.jpg", "caf\udce9.png", LONG_KEY]
 
@@ -35,9 +38,22 @@ def golden_image_scores(place):
 
 
 def main(directory):
-    """Write one store for each codec; version 1 had no ``image_top_k``, ``calibration`` and ``image_scores``."""
+    """Write one store for each codec; the last map is in a second part.
+
+    Versions 1 and 2 had no sizes of images and no parts, version 1 no scores of whole images and no calibration.
+    """
     for codec in ("float16", "uint8"):
-        path = Path(directory) / f"v2-{codec}"
+        path = Path(directory) / f"v3-{codec}"
+        begin(path, codec, KEYS[:3])
+        begin(path, codec, KEYS)
+        write_calibration(path, GOLDEN_CALIBRATION)
+        for lock in path.glob("*lock"):
+            lock.unlink()
+
+
+def begin(path, codec, keys):
+    """Write some of the maps, those that are not there yet; the identity is not drawn."""
+    with patch("secrets.token_hex", lambda _: GOLDEN_IDENTITY):
         with LabelStoreWriter(
             path,
             num_classes=21841,
@@ -51,18 +67,18 @@ def main(directory):
             class_to_idx={"n01440764": 0, "caf\udce9": 1},
             dataset={"count": 5, "fingerprint": "golden"},
             image_top_k=100,
+            resume=True,
         ) as writer:
-            for place, key in enumerate(KEYS):
+            for place, key in enumerate(keys):
                 writer.put(
                     key,
                     *golden_map(place),
                     coverage=(0, 0.25, 1, 0.75) if place == 1 else None,
                     image_scores=golden_image_scores(place),
+                    image_size=GOLDEN_SIZES[place],
+                    exif_turned=place == 2,
                 )
             writer.put_failure("broken.jpg", "the file is cut short")
-        write_calibration(path, GOLDEN_CALIBRATION)
-        for lock in path.glob("*.lock"):
-            lock.unlink()
 
 
 if __name__ == "__main__":
