@@ -70,21 +70,21 @@ def test_info_of_what_is_no_store_is_one_message_and_status_1(inside):
 
 
 def test_verify_of_a_sound_store_and_its_folder_is_status_0(inside):
-    result = invoke("verify", "--data", ".")
+    result = invoke("verify", "maps.lmdb", ".")
     assert result.exit_code == 0
     assert result.stdout == "maps.lmdb: 2 label maps are sound (2 of 2 x 3 cells).\n"
 
 
 def test_verify_names_an_image_without_a_map_and_is_status_1(inside):
     PIL.Image.new("L", (5, 3)).save(inside / "new.png")
-    result = invoke("verify", "--data", ".")
+    result = invoke("verify", "maps.lmdb", ".")
     assert result.exit_code == 1
     assert "1 images of . have no label map:\n  new.png" in result.stdout
 
 
 def test_verify_names_a_map_without_an_image_and_is_status_3(inside):
     (inside / KEYS[0]).unlink()
-    result = invoke("verify", "--data", ".", "--json")
+    result = invoke("verify", "maps.lmdb", ".", "--json")
     assert result.exit_code == 3
     assert json.loads(result.stdout)["surplus"] == [KEYS[0]]
 
@@ -188,7 +188,7 @@ def test_show_turns_an_image_as_it_was_turned_for_its_map(inside):
 
 def test_a_picture_in_the_annotated_folder_does_not_become_one_of_its_images(inside):
     invoke("show", "maps.lmdb", ".", KEYS[1])
-    assert invoke("verify", "--data", ".").exit_code == 0
+    assert invoke("verify", "maps.lmdb", ".").exit_code == 0
 
 
 def test_show_of_an_unknown_key_names_the_nearest(inside):

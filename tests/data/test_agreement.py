@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from timm.data import ImageDataset
 from torch.utils.data import ConcatDataset, Dataset, Subset
 from torchvision import transforms as v1
@@ -142,3 +143,65 @@ def test_an_untransformed_dataset_of_timms_gives_an_image_and_a_label(painted: P
     image, label = LabelMapDataset(ImageDataset(str(painted.root)), painted.store, num_classes=C)[2]
     assert type(image).__name__ == "Image" and type(image).__module__ == "PIL.Image"
     assert label_error(image, label) < 0.01
+
+
+# --- the right image ---
+
+
+def store_that_knows_sizes(painted: Painted, folder: Path) -> Path:
+    path = folder / "sized.lmdb"
+    with LabelStoreWriter(path, num_classes=C, top_k=1, score_kind="probability") as writer:
+        for key in painted.keys:
+            cells = painted.blocks[key][None]
+            writer.put(key, np.ones(cells.shape, np.float32), cells, image_size=(140, 84), exif_turned=key < "003")
+    return path
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("wrap", [ImageFolder, ImageDataset])
+@pytest.mark.parametrize("box", [(10, 0, 74, 64), (0, 0, 140, 82)], ids=["centre", "a little less"])
+def test_the_maps_of_another_image_of_that_name_are_refused(
+    painted: Painted, tmp_path: Path, wrap: Any, box: Any
+) -> None:
+    """A centre-cropped copy of the folder got the maps of the whole images."""
+    store = store_that_knows_sizes(painted, tmp_path)
+    path = painted.root / painted.keys[4]
+    whole = LabelMapDataset(wrap(str(painted.root), transform=CROP), store, num_classes=C)[4]
+    assert whole[1].shape == (C,)
+    with Image.open(path) as image:
+        image.crop(box).save(path)
+    size = f"{box[2] - box[0]} x {box[3] - box[1]}"
+    dataset = LabelMapDataset(wrap(str(painted.root), transform=CROP), store, num_classes=C)
+    with pytest.raises(ValueError, match=rf"'004.class/image 4.png' is {size} pixels .* was 140 x 84: it is another"):
+        dataset[4]
+    assert dataset[3][1].shape == (C,)
+
+
+@pytest.mark.parametrize("size", [(280, 168), (64, 38), (107, 64)])
+def test_copies_at_another_size_show_the_same(painted: Painted, tmp_path: Path, size: tuple[int, int]) -> None:
+    store = store_that_knows_sizes(painted, tmp_path)
+    path = painted.root / painted.keys[4]
+    with Image.open(path) as image:
+        image.resize(size).save(path)
+    assert LabelMapDataset(ImageFolder(painted.root, CROP), store)[4][1].shape == (C,)
+
+
+def test_an_image_that_a_loader_turns_by_its_exif_is_told_apart(painted: Painted, tmp_path: Path) -> None:
+    store = store_that_knows_sizes(painted, tmp_path)
+
+    def turning(path: str) -> Any:
+        return Image.open(path).convert("RGB").transpose(Image.Transpose.ROTATE_90)
+
+    dataset = LabelMapDataset(ImageFolder(painted.root, CROP, loader=turning), store)
+    with pytest.raises(ValueError, match=r"84 x 140 pixels .* EXIF orientation: read images as they were annotated"):
+        dataset[0]
+
+
+def test_a_crop_that_the_dataset_takes_before_its_transform_is_no_other_image(painted: Painted, tmp_path: Path) -> None:
+    class Boxes(ImageFolder):
+        def __getitem__(self, index: int) -> Any:
+            path, target = self.samples[index]
+            return self.transform(self.loader(path).crop((20, 10, 90, 70))), target
+
+    dataset = LabelMapDataset(Boxes(str(painted.root), CROP), store_that_knows_sizes(painted, tmp_path))
+    assert dataset[2][1].shape == (C,)

@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 _SHOWN = 20
 
 
-@click.command(epilog="Example: torchrelabel verify imagenet.lmdb --data imagenet/train")
+@click.command(epilog="Example: torchrelabel verify imagenet.lmdb imagenet/train")
 @click.argument("store", default="maps.lmdb", type=click.Path())
-@click.option("--data", metavar="DIR", type=click.Path(), help="Compare with the images of this folder.")
+@click.argument("data", required=False, type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def verify(store: str, data: str | None, as_json: bool) -> None:
     """Read every label map of the store STORE (default: maps.lmdb) and say what is wrong.
 
-    Checksums, grids, scores, classes, keys and counts are held to the format and to the header. Exit status: 0 all is
-    sound, 1 something is wrong, 3 sound, but some images could not be annotated or are not in the folder.
+    Checksums, grids, scores, classes, keys and counts are compared with the format and the header, and the keys with
+    the images of the folder DATA, if it is given. Exit status: 0 all is sound, 1 something is wrong, 3 sound, but some
+    images could not be annotated or are not in the folder.
     """
     from tqdm import tqdm
 

@@ -9,9 +9,10 @@ import torch
 from torch.utils.data import ConcatDataset, Subset
 
 from torchrelabel.data.keys import class_indices
+from torchrelabel.following.sizes import size_of
 from torchrelabel.store.header import class_for_people
 
-__all__ = ["agreed_num_classes", "check_target", "class_of"]
+__all__ = ["agreed_num_classes", "check_size", "check_target", "class_of"]
 
 
 def agreed_num_classes(
@@ -111,6 +112,40 @@ def check_target(own: int | None, target: Any, num_classes: int, header: Any) ->
         f"The dataset's target_transform makes class {class_for_people(int(made), names)} of class "
         f"{class_for_people(own, names)}, and the soft labels keep the numbers of the annotator's classes. "
         f"Leave it out, or annotate with a model of that order."
+    )
+
+
+def check_size(record: Any, image: Any, key: str, label_maps: Any) -> None:
+    """Raise if an image is not shaped as the one whose map it would get: another image of that name, or a crop of it.
+
+    Copies at another size, to the rounding of a pixel, show the same and are taken.
+
+    Args:
+        record: Of a store, or a label map, or None.
+        image: As it was read, None if that is not known.
+        key: Of the record.
+        label_maps: Where it is from.
+
+    Raises:
+        ValueError: If that is so.
+    """
+    annotated, size = getattr(record, "image_size", None), size_of(image)
+    if annotated is None or size is None:
+        return
+    (width, height), (h, w) = annotated, size
+    # The sides of a copy are rounded to whole pixels, so that its shape is right to a pixel of either.
+    if abs(w * height - h * width) <= max(width, height):
+        return
+    turned = abs(h * height - w * width) <= max(width, height)
+    exif = (
+        " One of them seems to be turned by its EXIF orientation: read images as they were annotated (annotate --exif)."
+        if turned and record.exif_turned
+        else ""
+    )
+    raise ValueError(
+        f"{key!r} is {w} x {h} pixels (W x H) here, and the image of that name that {label_maps!r} has a label map of "
+        f"was {width} x {height}: it is another image, or a part of it. Use the folder that was annotated, or annotate "
+        f"this one.{exif}"
     )
 
 

@@ -15,7 +15,7 @@ from torch.nn.functional import one_hot
 from torch.utils.data import Dataset, IterableDataset
 from torchvision.transforms.v2 import functional as F
 
-from torchrelabel.data.agreement import agreed_num_classes, check_target, class_of
+from torchrelabel.data.agreement import agreed_num_classes, check_size, check_target, class_of
 from torchrelabel.data.keys import Key, KeyPrefix, check_distinct, find_key_prefix, key_of, root_below
 from torchrelabel.data.records import SeenRecord, check_complete, label_map_of, pool_together
 from torchrelabel.data.sources import Reading, RecordingReader, layers, takes_over, without_transform
@@ -224,6 +224,8 @@ class LabelMapDataset(Dataset[Any]):
                 sample.key, sample.record = loaded, self.label_maps.get(loaded)
         if sample.record is None and self._missing != "onehot":
             sample.record = self.label_maps[sample.key]  # raises, unless it was written since
+        read = reading.opened[-1][1] if reading.opened else None if trace is None or trace.cropped else sample.image
+        check_size(sample.record, read, sample.key, self.label_maps)
         if len(keys) <= 1:
             own = class_of(self._dataset, sample.index)
             check_target(own, sample.target, self.num_classes, getattr(self.label_maps, "header", None))

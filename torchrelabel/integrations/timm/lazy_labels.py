@@ -40,7 +40,9 @@ class UntransformedDataset(Dataset[Any]):
         (sample,) = self.dataset.look_up([index])
         try:
             self.dataset.load(sample)
-        except (MissingLabelMap, CropNotSeen) as error:
+        except (MissingLabelMap, CropNotSeen, ValueError) as error:
+            if sample.image is None:
+                raise
             sample.error = error
         image, sample.image = sample.image, None
         if sample.trace is not None:
