@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable
-from functools import lru_cache, partial
+from collections.abc import Callable
+from functools import partial
 from types import CellType, FunctionType
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -45,17 +45,18 @@ _BY_METHODS = (
     *(v2.RandomResizedCrop, v2.Resize, v2.RandomResize, v2.RandomShortestSize, v2.ScaleJitter),
     *(v2.RandomHorizontalFlip, v2.RandomVerticalFlip, v2.RandomRotation, v2.RandomAffine),
 )
-# And those that move no pixels: these, and a few others that are left to find out for themselves.
-_COLOURS = tuple(
-    getattr(v2, name)
+# And those that move no pixels, of v1 and v2: these, and a few others that are left to find out for themselves.
+_COLOURS = {
+    getattr(library, name)
+    for library in (v1, v2)
     for name in (
         *("ColorJitter", "Grayscale", "RandomGrayscale", "RGB", "RandomPhotometricDistort", "RandomChannelPermutation"),
         *("RandomAdjustSharpness", "RandomAutocontrast", "RandomEqualize", "RandomInvert", "RandomPosterize"),
         *("RandomSolarize", "GaussianBlur", "GaussianNoise", "JPEG", "RandomErasing", "Normalize", "Identity"),
         *("ToImage", "ToDtype", "ConvertImageDtype", "ToTensor", "PILToTensor", "ToPILImage", "ToPureTensor"),
     )
-    if hasattr(v2, name)  # of a newer torchvision
-)
+    if hasattr(library, name)  # of a newer torchvision
+}
 # What an augmentation of v2 calls the operations that move pixels.
 MOVING_OPERATIONS = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 
@@ -74,22 +75,20 @@ def run(step: Any, image: Any, trace: CropTrace) -> Any:
     Raises:
         CropNotSeen: If it cannot be known what the result shows.
     """
+    kind: Any = type(step)
+    way = _WAYS.get(kind)
+    if way is None:
+        way = _WAYS[kind] = _way_of(kind)
     declared = rule_of(step)
     if declared is not None:
-        return _run_declared(step, declared, image, trace)
-    if type(step) in _IN_ORDER and not _is_network(step):
-        for inner in getattr(step, "transforms", step):
-            image = run(inner, image, trace)
-        return image
-    if type(step) in _CHOICES:
-        return _with(step, {"transforms": [_StandIn(inner, trace) for inner in step.transforms]})(image)
+        way = partial(_run_declared, declared)
     try:
-        result = _way_of(step)(step, image, trace)
+        result = way(step, image, trace)
     except UntrackedTransformError as error:
         raise CropNotSeen(
             f"{short(step)} tilts or bends the image, which a label map cannot follow. Leave it out. {WAYS_OUT}"
         ) from error
-    return _followed_on(step, result, trace)
+    return result if way is _run_in_order or trace.knows_latest(result) else _followed_on(step, result, trace)
 
 
 def _is_network(step: Any) -> bool:
@@ -97,17 +96,19 @@ def _is_network(step: Any) -> bool:
     return type(step) is nn.Sequential and not any(_stand_in(inner, None) for inner in step)
 
 
-def _way_of(step: Any) -> Callable[[Any, Any, CropTrace], Any]:
-    """How a step of a library, or of the user's own, is run."""
-    if hasattr(step, "lambd"):
-        return _run_lambda
-    return _run_functional if is_functional(step) else _way_of_kind(cast(Hashable, type(step)))
+_Way = Callable[[Any, Any, CropTrace], Any]
+_WAYS: dict[type, _Way] = {}
 
 
-@lru_cache(None)
-def _way_of_kind(hashable: Hashable) -> Callable[[Any, Any, CropTrace], Any]:
-    kind = cast(type, hashable)
+def _way_of(kind: type) -> _Way:
+    """How the steps of a class, of a library or of the user's own, are run."""
     name = f"{kind.__module__}.{kind.__qualname__}"
+    if kind in _IN_ORDER:
+        return _run_in_order
+    if kind in _CHOICES:
+        return _run_choice
+    if kind in (v1.Lambda, v2.Lambda):
+        return _run_lambda
     if name in _BLENDS or kind in _COLOURS:
         return _run_colours
     if name.startswith(_V2):
@@ -118,7 +119,21 @@ def _way_of_kind(hashable: Hashable) -> Callable[[Any, Any, CropTrace], Any]:
         return _run_operations
     if name.startswith((_V1, _TIMM)):
         return _run_by_functionals
+    if kind in (FunctionType, partial):
+        return _run_function
     return _run_by_methods_or_jointly if issubclass(kind, v2.Transform) else run_own
+
+
+def _run_in_order(step: Any, image: Any, trace: CropTrace) -> Any:
+    if _is_network(step):
+        return _followed_on(step, run_own(step, image, trace), trace)
+    for inner in getattr(step, "transforms", step):
+        image = run(inner, image, trace)
+    return image
+
+
+def _run_choice(step: Any, image: Any, trace: CropTrace) -> Any:
+    return _with(step, {"transforms": [_StandIn(inner, trace) for inner in step.transforms]})(image)
 
 
 def augments(step: Any) -> bool:
@@ -132,8 +147,6 @@ def _followed_on(step: Any, result: Any, trace: CropTrace) -> Any:
     """Go on from the result of a step."""
     if isinstance(result, TrackedImage) and result.trace is trace and result.knows_its_view:
         trace.return_to(result.view, (result.height, result.width), result.number)
-        return result
-    if trace.knows_latest(result):
         return result
     if trace.ambiguous:
         raise CropNotSeen(
@@ -154,7 +167,7 @@ def _followed_on(step: Any, result: Any, trace: CropTrace) -> Any:
     return result
 
 
-def _run_declared(step: Any, rule: Callable[[Any, Any], Any], image: Any, trace: CropTrace) -> Any:
+def _run_declared(rule: Callable[[Any, Any], Any], step: Any, image: Any, trace: CropTrace) -> Any:
     canvas = canvas_of(image, trace, step)
     result, view = rule(step, plain_of(image))
     size = size_of(result)
@@ -177,8 +190,8 @@ def _run_by_functionals(step: Any, image: Any, trace: CropTrace) -> Any:
     return trace.note(result) if as_large and isinstance(result, (Tensor, np.ndarray)) else result
 
 
-def _run_functional(step: Any, image: Any, trace: CropTrace) -> Any:
-    return followed_functional(step)(image)
+def _run_function(step: Any, image: Any, trace: CropTrace) -> Any:
+    return followed_functional(step)(image) if is_functional(step) else run_own(step, image, trace)
 
 
 def _run_colours(step: Any, image: Any, trace: CropTrace) -> Any:
