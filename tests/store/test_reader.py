@@ -557,3 +557,21 @@ def test_the_sizes_of_images_come_back(tmp_path):
         writer.put("c.jpg", *make_map())
     found = [(record.image_size, record.exif_turned) for record in LabelStore(tmp_path / "maps.lmdb").values()]
     assert found == [((500, 375), False), ((3, 4), True), (None, None)]
+
+
+def test_a_soft_label_and_a_label_map_are_a_line_away(tmp_path):
+    with LabelStoreWriter(tmp_path / "maps.lmdb", num_classes=4, top_k=1, score_kind="probability") as writer:
+        classes = np.array([[[0, 1], [2, 3]]])
+        writer.put("a/1.png", np.ones((1, 2, 2), np.float32), classes, image_size=(30, 20))
+        writer.put("a/2.png", np.ones((1, 2, 2), np.float32), classes)
+    store = LabelStore(tmp_path / "maps.lmdb")
+    assert store.soft_label("a/1.png").tolist() == pytest.approx([0.25] * 4)
+    assert store.soft_label("a/1.png", (0, 0, 0.25, 1)).tolist() == pytest.approx([0.5, 0, 0.5, 0])
+    label_map = store.label_map("a/1.png")
+    assert (label_map.canvas_size, label_map.classes.tolist()) == ((20, 30), classes.tolist())
+    assert store.label_map("a/2.png").canvas_size == (1, 1)
+    assert store.label_map("a/2.png", (5, 6)).canvas_size == (5, 6)
+    with pytest.raises(MissingLabelMap):
+        store.soft_label("a/3.png")
+    with pytest.raises(ValueError, match="needs a width and a height"):
+        store.soft_label("a/1.png", (0.5, 0, 0.5, 1))

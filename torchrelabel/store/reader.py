@@ -6,10 +6,12 @@ import heapq
 import os
 import posixpath
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from torchrelabel.errors import DamagedRecord, MissingLabelMap, StoreError
 from torchrelabel.store.environments import Environment
@@ -17,6 +19,9 @@ from torchrelabel.store.header import StoreHeader, read_header
 from torchrelabel.store.layout import FIRST_IMAGE_KEY, HEADER_FILE, decode_key, encode_key
 from torchrelabel.store.parts import Part
 from torchrelabel.store.record import LabelRecord
+
+if TYPE_CHECKING:
+    from torchrelabel.label_map import LabelMap
 
 # How many keys `nearest` looks at that begin like the one asked for.
 _NAMES_TO_TRY = 1000
@@ -134,6 +139,44 @@ class LabelStore(Mapping[str, LabelRecord]):
     def __len__(self) -> int:
         self._follow()
         return sum(part.count() for part in self._all_parts())
+
+    def label_map(self, key: str, canvas_size: tuple[int, int] | None = None) -> LabelMap:
+        """The label map of an image, to transform or to pool.
+
+        Args:
+            key: Of the image.
+            canvas_size: Size ``(H, W)`` of the image in pixels, by default that of the annotated one, where the store
+                knows it, or else ``(1, 1)``.
+
+        Raises:
+            MissingLabelMap: If there is none.
+            StoreError: If the record cannot be read.
+        """
+        from torchrelabel.data.records import label_map_of
+
+        record = self[key]
+        width, height = record.image_size or (1, 1)
+        return label_map_of(record, self.header, canvas_size or (height, width))
+
+    def soft_label(self, key: str, box: Sequence[float] = (0.0, 0.0, 1.0, 1.0)) -> np.ndarray:
+        """The soft label of a part of an image, ``[C]``, float32.
+
+        Args:
+            key: Of the image.
+            box: ``(x1, y1, x2, y2)``, fractions of the image's width and height.
+
+        Raises:
+            MissingLabelMap, StoreError: As :meth:`label_map`.
+            ValueError: If the box has no width or no height.
+
+        Example:
+            >>> LabelStore("maps.lmdb").soft_label("n01440764/n01440764_10026.JPEG", (0.0, 0.0, 0.5, 1.0)).argmax()
+        """
+        from torchrelabel.pooling import LabelPooling
+
+        label_map = self.label_map(key)
+        seen = label_map.with_view(label_map.view_box.crop(*box))
+        return LabelPooling()(seen).numpy()
 
     def nearest(self, key: str, n: int = 3) -> list[str]:
         """Keys of this store that a missing key was perhaps meant to be, the likeliest first.
