@@ -1,4 +1,4 @@
-"""verify: every record of a store is read and held to the format, and its keys to a list of images."""
+"""verify: every record of a store is read and compared with the format, and its keys to a list of images."""
 
 from __future__ import annotations
 
