@@ -55,6 +55,8 @@ class LabelStore(Mapping[str, LabelRecord]):
         >>> record = store["cat/1.jpg"]
         >>> record.scores.shape, record.classes.dtype
         ((2, 7, 5), dtype('int32'))
+        >>> store.soft_label("cat/1.jpg", (0.0, 0.0, 0.5, 1.0)).shape
+        (10,)
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -168,9 +170,6 @@ class LabelStore(Mapping[str, LabelRecord]):
         Raises:
             MissingLabelMap, StoreError: As :meth:`label_map`.
             ValueError: If the box has no width or no height.
-
-        Example:
-            >>> LabelStore("maps.lmdb").soft_label("n01440764/n01440764_10026.JPEG", (0.0, 0.0, 0.5, 1.0)).argmax()
         """
         from torchrelabel.pooling import LabelPooling
 
