@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.store import interpolation
+
 IMAGES = 1_281_167  # ImageNet's training set
 FOLDERS = 1000
 
@@ -68,20 +70,8 @@ def _one(rng: np.random.Generator, rows: int, columns: int, top_k: int, num_clas
 
 def _smooth(rng: np.random.Generator, count: int, rows: int, columns: int) -> NDArray[np.float64]:
     """Random fields ``[count, rows, columns]`` with about three hills and valleys each way."""
-    down, across = (_interpolation(length) for length in (rows, columns))
+    down, across = (interpolation(length) for length in (rows, columns))
     return down @ rng.normal(size=(count, 4, 4)) @ across.T
-
-
-def _interpolation(count: int) -> NDArray[np.float64]:
-    """Weights ``[count, 4]`` of four knots, eased so that hills are round."""
-    place = np.linspace(0, 3, count)
-    knot = np.minimum(place.astype(int), 2)
-    fraction = place - knot
-    eased = fraction * fraction * (3 - 2 * fraction)
-    weights = np.zeros((count, 4))
-    weights[np.arange(count), knot] = 1 - eased
-    weights[np.arange(count), knot + 1] += eased
-    return weights
 
 
 if __name__ == "__main__":

@@ -67,6 +67,18 @@ def error_of(followed: Followed) -> tuple[float, float]:
     return float(np.median(away)) if len(away) > 20 else 0.0, float(wrong.mean())
 
 
+def followed_as_alone(step: Any, image: Any, number: int) -> Followed:
+    """Follow a step, which gives the pixels and draws the numbers that it gives and draws without us."""
+    seed(number)
+    expected, drawn = step(image), streams()
+    seed(number)
+    followed = follow(step, image)
+    assert streams() == drawn
+    assert type(followed.output) is type(expected)
+    np.testing.assert_array_equal(np.asarray(followed.output), np.asarray(expected))
+    return followed
+
+
 V1 = {
     "RandomResizedCrop": v1.RandomResizedCrop((60, 80), antialias=True),
     "RandomCrop": v1.RandomCrop((50, 90)),
@@ -120,13 +132,7 @@ def test_a_step_is_followed_and_gives_the_pixels_and_draws_that_it_gives_alone(n
     moved = 0
     for number in range(6):
         image: Any = coordinates() if form == "PIL" else F1.pil_to_tensor(coordinates())
-        seed(number)
-        expected, drawn = step(image), streams()
-        seed(number)
-        followed = follow(step, image)
-        assert streams() == drawn
-        assert type(followed.output) is type(expected)
-        np.testing.assert_array_equal(np.asarray(followed.output), np.asarray(expected))
+        followed = followed_as_alone(step, image, number)
         away, wrong = error_of(followed)
         assert away <= 1.0
         assert wrong <= 0.06
@@ -181,12 +187,7 @@ def test_an_augmentation_is_followed_through_its_colours(name: str, form: str) -
     moved = 0
     for number in range(40):
         image: Any = coordinates() if form == "PIL" else F1.pil_to_tensor(coordinates())
-        seed(number)
-        expected, drawn = step(image), streams()
-        seed(number)
-        followed = follow(step, image)
-        assert streams() == drawn
-        np.testing.assert_array_equal(np.asarray(followed.output), np.asarray(expected))
+        followed = followed_as_alone(step, image, number)
         if followed.view == ViewBox():
             continue
         moved += 1
@@ -208,19 +209,20 @@ def test_an_augmentation_is_followed_through_its_colours(name: str, form: str) -
 
 def test_a_rotation_after_a_colour_is_followed() -> None:
     ops = [timm_augment.AugmentOp(name, prob=1, magnitude=9) for name in ("Brightness", "Rotate", "Color", "ShearX")]
+    seed(3)
+    view = follow(c(*ops[1::2]), coordinates()).view  # the colours draw no numbers
+    assert view.matrix[0][1] != 0
+    seed(3)
+    assert follow(c(*ops), coordinates()).view == view
+    assert follow(timm_augment.AutoAugment([ops]), coordinates()).view.matrix[0][1] != 0
 
-    class Sequence(timm_augment.AutoAugment):
-        pass
 
-    for augment in (timm_augment.AutoAugment([ops]), c(*ops)):
-        seed(3)
-        view = follow(augment, coordinates()).view
-        seed(3)
-        image = coordinates()
-        for op in ops[1::2]:
-            image = op(image)
-        assert view.matrix[0][1] != 0
-        assert view.matrix[1][0] != 0
+def test_a_lambda_for_other_types_leaves_the_image_alone() -> None:
+    """It was applied to every image."""
+    for types in ((torch.Tensor,), (Image.Image,)):
+        step = v2.Lambda(lambda image: image.crop((0, 0, 80, 120)), *types)
+        expected = ViewBox(0, 0, 0.5, 1) if types == (Image.Image,) else ViewBox()
+        assert followed_as_alone(step, coordinates(), 0).view == expected
 
 
 def c(*steps: Any) -> Any:

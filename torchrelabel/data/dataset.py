@@ -93,7 +93,7 @@ class LabelMapDataset(Dataset[Any]):
         missing: ``"error"``, or ``"onehot"`` to give images without a map the one-hot label of the dataset.
         crop: ``"auto"``, or ``"full"`` to pool the whole image whatever is cropped (the paper's "global" labels).
         onehot: Share, 0 to 1, of the dataset's own one-hot label in each label; the rest is the pooled one. The paper
-            found a half of it worse on ImageNet, docs/evidence.md found it better on a small data set.
+            found a half of it worse on ImageNet, and docs/evidence.md no gain over calibrated labels.
 
     Raises:
         TypeError, ValueError: If an argument does not fit the dataset or the store, saying which and what to do.

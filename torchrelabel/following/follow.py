@@ -12,11 +12,11 @@ from torch.utils._pytree import tree_map
 from torchrelabel.following.functionals import plain_of
 from torchrelabel.following.sizes import size_of
 from torchrelabel.following.steps import run
-from torchrelabel.following.trace import WAYS_OUT, CropTrace, current_trace
+from torchrelabel.following.trace import WAYS_OUT, CropTrace
 from torchrelabel.following.tracked_image import TrackedImage
 from torchrelabel.view import View
 
-__all__ = ["Followed", "follow"]
+__all__ = ["Followed", "begin", "follow", "plain"]
 
 
 class Followed(NamedTuple):
@@ -79,6 +79,3 @@ def plain(output: Any) -> Any:
     if isinstance(output, (Tensor, PIL.Image.Image)):
         return plain_of(output)
     return tree_map(plain_of, output)
-
-
-__all__ += ["begin", "current_trace", "plain"]

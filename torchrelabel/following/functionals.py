@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import lru_cache, partial, wraps
-from types import FunctionType, ModuleType
+from types import CellType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +28,17 @@ from torchrelabel.label_map.kernels import KERNELS
 from torchrelabel.label_map.refusals import REFUSED, refuse
 from torchrelabel.view import View
 
-__all__ = ["adopt", "call_followed", "canvas_of", "followed_functional", "is_functional", "plain_of", "probe_of"]
+__all__ = [
+    "adopt",
+    "call_followed",
+    "canvas_of",
+    "followed_functional",
+    "is_functional",
+    "knows_its_view",
+    "plain_of",
+    "probe_of",
+    "rebound",
+]
 
 # Those that move pixels, by their names in v1 and v2, and what they do to a label map.
 _MOVING: dict[str, Callable[..., Any]] = {
@@ -50,7 +60,7 @@ def call_followed(step: Any, image: Any) -> Any:
 @lru_cache(None)
 def _with_our_functionals(method: FunctionType) -> FunctionType:
     """A function of another library as it is, but for what it calls F."""
-    return _rebound(method, _namespace_of(method.__module__))
+    return rebound(method, _namespace_of(method.__module__))
 
 
 @lru_cache(None)
@@ -60,14 +70,18 @@ def _namespace_of(module: str) -> dict[str, Any]:
     ours = {**theirs, "F": _Functionals(v1)}
     for name, value in theirs.items():
         if isinstance(value, FunctionType) and value.__globals__ is theirs:
-            ours[name] = _rebound(value, ours)
+            ours[name] = rebound(value, ours)
     return ours
 
 
-def _rebound(function: FunctionType, namespace: dict[str, Any]) -> FunctionType:
-    rebound = FunctionType(function.__code__, namespace, function.__name__, function.__defaults__, function.__closure__)
-    rebound.__kwdefaults__ = function.__kwdefaults__
-    return rebound
+def rebound(
+    function: FunctionType, namespace: dict[str, Any], closure: tuple[CellType, ...] | None = None
+) -> FunctionType:
+    """A function with other globals, and with another closure where one is given."""
+    closure = function.__closure__ if closure is None else closure
+    copied = FunctionType(function.__code__, namespace, function.__name__, function.__defaults__, closure)
+    copied.__kwdefaults__ = function.__kwdefaults__
+    return copied
 
 
 class _Functionals:
@@ -141,7 +155,7 @@ def canvas_of(image: Any, trace: CropTrace, by: Any) -> Canvas:
     Raises:
         CropNotSeen: If the image says nothing of its view, and has another size than the one last seen.
     """
-    if _knows_its_view(image, trace):
+    if knows_its_view(image, trace):
         return Canvas(image.view, (image.height, image.width))
     trace.accept(image, by)
     height, width = sizes_of(image)[0]
@@ -163,7 +177,7 @@ def adopt(result: Any, image: Any, canvas: Canvas | LabelMap | None, trace: Crop
         canvas: Its :func:`canvas_of` or :func:`probe_of` after the step; None where the step moves nothing.
         trace: Of the sample.
     """
-    view, number = (image.view, image.number) if _knows_its_view(image, trace) else (trace.view, trace.number_of(image))
+    view, number = (image.view, image.number) if knows_its_view(image, trace) else (trace.view, trace.number_of(image))
     if canvas is not None and (canvas.view_box is not view or canvas.canvas_size != trace.size):
         flips = (view, view.flip_x(), view.flip_y(), view.flip_x().flip_y())
         view = canvas.view_box
@@ -173,7 +187,8 @@ def adopt(result: Any, image: Any, canvas: Canvas | LabelMap | None, trace: Crop
     return TrackedImage.made(result, view, trace, number)
 
 
-def _knows_its_view(image: Any, trace: CropTrace) -> bool:
+def knows_its_view(image: Any, trace: CropTrace) -> bool:
+    """Whether an image itself tells the trace of a sample what it shows."""
     return isinstance(image, TrackedImage) and image.trace is trace and image.knows_its_view
 
 

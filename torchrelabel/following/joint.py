@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from torch import nn
@@ -10,7 +9,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
-from torchrelabel.following.steps import MOVING_OPERATIONS, augments
+from torchrelabel.following.steps import MOVING_OPERATIONS, augments, with_attributes
 from torchrelabel.label_map import LabelMap
 
 __all__ = ["moving_label_maps"]
@@ -29,23 +28,17 @@ def moving_label_maps(pipeline: Any) -> Any:
     Returns:
         The pipeline itself where there is none of them in it, else a copy.
     """
-    if augments(pipeline):
+    if augments(type(pipeline)):
         return _Augmentation(pipeline)
     if type(pipeline) is nn.Sequential:
         inner = {name: moving_label_maps(module) for name, module in pipeline._modules.items()}
         changed = any(inner[name] is not module for name, module in pipeline._modules.items())
-        return _changed(pipeline, "_modules", inner) if changed else pipeline
+        return with_attributes(pipeline, {"_modules": inner}) if changed else pipeline
     if type(pipeline) in _CONTAINERS:
         steps = [moving_label_maps(step) for step in pipeline.transforms]
         changed = any(new is not old for new, old in zip(steps, pipeline.transforms, strict=True))
-        return _changed(pipeline, "transforms", steps) if changed else pipeline
+        return with_attributes(pipeline, {"transforms": steps}) if changed else pipeline
     return pipeline
-
-
-def _changed(container: Any, name: str, value: Any) -> Any:
-    copied = copy.copy(container)
-    copied.__dict__ = {**container.__dict__, name: value}
-    return copied
 
 
 class _Augmentation:
@@ -65,7 +58,8 @@ class _Augmentation:
                 maps[:] = [theirs(label_map, operation, *args, **how) for label_map in maps]
             return theirs(image, operation, *args, **how)
 
-        outputs = _changed(self._step, "_apply_image_or_video_transform", ours)(tree_unflatten(flat, spec))
+        step = with_attributes(self._step, {"_apply_image_or_video_transform": ours})
+        outputs = step(tree_unflatten(flat, spec))
         flat, spec = tree_flatten(outputs)
         for place, label_map in zip(places, maps, strict=True):
             flat[place] = label_map

@@ -22,15 +22,17 @@ from torchrelabel.following.functionals import (
     canvas_of,
     followed_functional,
     is_functional,
+    knows_its_view,
     plain_of,
     probe_of,
+    rebound,
 )
 from torchrelabel.following.sizes import images_in, size_of
 from torchrelabel.following.trace import WAYS_OUT, CropTrace, current_trace, short
 from torchrelabel.following.tracked_image import TrackedImage
 from torchrelabel.view import View
 
-__all__ = ["MOVING_OPERATIONS", "augments", "run", "run_own", "with_steps_followed"]
+__all__ = ["MOVING_OPERATIONS", "augments", "run", "run_own", "with_attributes", "with_steps_followed"]
 
 _IN_ORDER = (v1.Compose, v2.Compose, nn.Sequential)
 _CHOICES = (v1.RandomApply, v1.RandomChoice, v1.RandomOrder, v2.RandomApply, v2.RandomChoice, v2.RandomOrder)
@@ -111,9 +113,9 @@ def _way_of(kind: type) -> _Way:
         return _run_lambda
     if name in _BLENDS or kind in _COLOURS:
         return _run_colours
+    if augments(kind):
+        return _run_augmentation
     if name.startswith(_V2):
-        if hasattr(kind, "_apply_image_or_video_transform"):
-            return _run_augmentation
         return _run_by_methods_or_jointly if kind in _BY_METHODS else _run_jointly
     if name.startswith(_OPS):
         return _run_operations
@@ -133,19 +135,18 @@ def _run_in_order(step: Any, image: Any, trace: CropTrace) -> Any:
 
 
 def _run_choice(step: Any, image: Any, trace: CropTrace) -> Any:
-    return _with(step, {"transforms": [_StandIn(inner, trace) for inner in step.transforms]})(image)
+    return with_attributes(step, {"transforms": [_StandIn(inner, trace) for inner in step.transforms]})(image)
 
 
-def augments(step: Any) -> bool:
-    """Whether a step is RandAugment of v2, or its kind, of which each operation that it draws can be followed."""
-    kind = type(step)
+def augments(kind: type) -> bool:
+    """Whether a class is RandAugment of v2, or its like, of which each operation that it draws can be followed."""
     name = f"{kind.__module__}.{kind.__qualname__}"
-    return name.startswith(_V2) and name not in _BLENDS and hasattr(step, "_apply_image_or_video_transform")
+    return name.startswith(_V2) and name not in _BLENDS and hasattr(kind, "_apply_image_or_video_transform")
 
 
 def _followed_on(step: Any, result: Any, trace: CropTrace) -> Any:
     """Go on from the result of a step."""
-    if isinstance(result, TrackedImage) and result.trace is trace and result.knows_its_view:
+    if knows_its_view(result, trace):
         trace.return_to(result.view, (result.height, result.width), result.number)
         return result
     if trace.ambiguous:
@@ -180,7 +181,8 @@ def _run_declared(rule: Callable[[Any, Any], Any], step: Any, image: Any, trace:
 
 
 def _run_lambda(step: Any, image: Any, trace: CropTrace) -> Any:
-    return run(step.lambd, image, trace)
+    # v2's may be for some types alone, and lets others through.
+    return run(step.lambd, image, trace) if isinstance(image, getattr(step, "types", object)) else image
 
 
 def _run_by_functionals(step: Any, image: Any, trace: CropTrace) -> Any:
@@ -224,7 +226,7 @@ def _run_augmentation(step: Any, image: Any, trace: CropTrace) -> Any:
         moved = theirs(probe_of(image, trace, step), operation, *args, **how)
         return adopt(theirs(plain_of(image), operation, *args, **how), image, moved, trace)
 
-    return _with(step, {"_apply_image_or_video_transform": ours})(image)
+    return with_attributes(step, {"_apply_image_or_video_transform": ours})(image)
 
 
 def _run_operations(step: Any, image: Any, trace: CropTrace) -> Any:
@@ -233,7 +235,7 @@ def _run_operations(step: Any, image: Any, trace: CropTrace) -> Any:
         result = step(image)
         moved = isinstance(result, TrackedImage)
         return result if moved else adopt(result, image, None, trace)
-    return _with(step, _stand_ins(vars(step), trace))(image)
+    return with_attributes(step, _stand_ins(vars(step), trace))(image)
 
 
 def run_own(step: Any, image: Any, trace: CropTrace) -> Any:
@@ -254,7 +256,7 @@ def run_own(step: Any, image: Any, trace: CropTrace) -> Any:
     held = _stand_ins(getattr(step, "__dict__", {}), trace)
     if not held:
         return step(image)
-    copied = _with(step, held)
+    copied = with_attributes(step, held)
     try:
         return copied(image)
     finally:
@@ -267,7 +269,7 @@ def run_own(step: Any, image: Any, trace: CropTrace) -> Any:
 def with_steps_followed(owner: Any) -> Any:
     """A shallow copy of an object whose steps of torchvision's and timm's tell the sample being loaded what they do."""
     held = _stand_ins(getattr(owner, "__dict__", {}), None)
-    return _with(owner, held) if held else owner
+    return with_attributes(owner, held) if held else owner
 
 
 def _with_steps(function: FunctionType, trace: CropTrace) -> Callable[..., Any]:
@@ -280,10 +282,7 @@ def _with_steps(function: FunctionType, trace: CropTrace) -> Callable[..., Any]:
     if not found and all(stand_in is None for stand_in in held):
         return function
     closure = tuple(cell if new is None else CellType(new) for cell, new in zip(cells, held, strict=True))
-    namespace = {**function.__globals__, **found} if found else function.__globals__
-    followed = FunctionType(function.__code__, namespace, function.__name__, function.__defaults__, closure)
-    followed.__kwdefaults__ = function.__kwdefaults__
-    return followed
+    return rebound(function, {**function.__globals__, **found} if found else function.__globals__, closure)
 
 
 def _content(cell: CellType) -> Any:
@@ -315,7 +314,7 @@ def _stand_in(value: Any, trace: CropTrace | None) -> Any:
     return _StandIn(value, trace)
 
 
-def _with(step: Any, changes: dict[str, Any]) -> Any:
+def with_attributes(step: Any, changes: dict[str, Any]) -> Any:
     """A shallow copy of a step with other attributes, also where these are modules of a module."""
     copied = copy.copy(step)
     copied.__dict__ = {**step.__dict__, **changes}
