@@ -9,19 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.painted import Painted, maps_of_the_folders, paint
+from tests.painted import Painted
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def painted(tmp_path_factory: pytest.TempPathFactory) -> Painted:
-    return paint(tmp_path_factory.mktemp("painted"), each=2)
-
-
-@pytest.fixture(scope="module")
-def folder_maps(painted: Painted) -> Path:
-    return maps_of_the_folders(painted)
 
 
 def losses(*arguments: str) -> dict[int, list[float]]:

@@ -16,23 +16,13 @@ import timm.models
 import torch
 from timm.data.distributed_sampler import RepeatAugSampler
 
-from tests.painted import C, Painted, maps_of_the_folders, paint
+from tests.painted import C, Painted
 from tests.shards import pack
 from torchrelabel.errors import StoreError, TorchRelabelError
 from torchrelabel.integrations.timm import check_arguments, run_script, training_datasets_wrapped
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = Path(__file__).parent / "unmodified_train.py"
-
-
-@pytest.fixture(scope="module")
-def painted(tmp_path_factory: pytest.TempPathFactory) -> Painted:
-    return paint(tmp_path_factory.mktemp("painted"), each=2)
-
-
-@pytest.fixture(scope="module")
-def folder_maps(painted: Painted) -> Path:
-    return maps_of_the_folders(painted)
 
 
 def losses(painted: Painted, launcher: list[str], *options: str) -> dict[int, list[float]]:

@@ -21,7 +21,7 @@ from timm.loss import LabelSmoothingCrossEntropy
 from timm.utils import random_seed
 from torch.nn.functional import cross_entropy, one_hot
 
-from tests.painted import WRONG, C, Painted, label_error, maps_of_the_folders, paint
+from tests.painted import WRONG, C, Painted, label_error
 from torchrelabel import LabelMapDataset, LabelStoreWriter, MissingLabelMap
 from torchrelabel.integrations.timm import soft_targets as timm_soft_targets
 from torchrelabel.integrations.timm.soft_targets import accept_soft_targets
@@ -66,16 +66,6 @@ SCHEDULED = {"scheduled sizes": {"input_size_choices": [64, 96]}}
 SCHEDULED["scheduled sizes, mixup"] = {**SCHEDULED["scheduled sizes"], "mixup": MIX}  # type: ignore[dict-item]
 if hasattr(timm.data.loader, "ScheduledTransformDataset"):  # timm 1.0.30 and later
     OPTIONS.update(SCHEDULED)
-
-
-@pytest.fixture(scope="module")
-def painted(tmp_path_factory: pytest.TempPathFactory) -> Painted:
-    return paint(tmp_path_factory.mktemp("painted"), each=2)
-
-
-@pytest.fixture(scope="module")
-def folder_maps(painted: Painted) -> Path:
-    return maps_of_the_folders(painted)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
