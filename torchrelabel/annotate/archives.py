@@ -14,6 +14,7 @@ from torch.utils.data import IterableDataset
 
 from torchrelabel.annotate.images import ImagesFound
 from torchrelabel.data.keys import class_indices, image_field, reader_key, shard_key
+from torchrelabel.folders import printable
 
 __all__ = ["ImagesInShards", "ImagesRead", "read_dataset"]
 
@@ -30,13 +31,18 @@ class ImagesRead(ImagesFound):
     reader: Any
     numbers: dict[str, int]
 
-    def class_of(self, key: str) -> int | None:
-        """Return the index of the folder that an image lies in; None if that is no class folder."""
-        folder = os.path.basename(os.path.dirname(key))
-        return self.class_to_idx.get(folder) if self.class_to_idx else None
+    def folder_of(self, key: str) -> str:
+        """Return the name of the folder that an image lies in, which timm's readers take for its class."""
+        return os.path.basename(os.path.dirname(key))
 
     def open(self, key: str) -> IO[bytes]:
-        """Open an image."""
+        """Open an image.
+
+        Raises:
+            FileNotFoundError: If it is not in the data set.
+        """
+        if key not in self.numbers:
+            raise FileNotFoundError(f"{printable(key)} is not in {self.root}.")
         file: IO[bytes] = self.reader[self.numbers[key]][0]
         return file
 
@@ -52,7 +58,13 @@ class ImagesInShards(ImagesFound):
     places: dict[str, tuple[str, int, int]]
 
     def open(self, key: str) -> IO[bytes]:
-        """Open an image."""
+        """Open an image.
+
+        Raises:
+            FileNotFoundError: If it is in none of the shards.
+        """
+        if key not in self.places:
+            raise FileNotFoundError(f"{printable(key)} is not in {self.root}.")
         shard, start, size = self.places[key]
         with open(shard, "rb") as file:
             file.seek(start)

@@ -59,10 +59,14 @@ class ImagesFound:
     problems: list[tuple[str, str]]
     left_out: Mapping[str, int] = field(default_factory=dict, kw_only=True)
 
+    def folder_of(self, key: str) -> str:
+        """Return the name of the folder that says the class of an image; empty if it lies in none."""
+        folder, separator, _ = key.partition("/")
+        return folder if separator else ""
+
     def class_of(self, key: str) -> int | None:
         """Return the index of the class folder that an image lies in; None if it lies in none."""
-        folder, separator, _ = key.partition("/")
-        return self.class_to_idx.get(folder) if self.class_to_idx and separator else None
+        return self.class_to_idx.get(self.folder_of(key)) if self.class_to_idx else None
 
     def folders_are_classes(self, num_classes: int) -> bool:
         """Whether there is one class folder for each of so many classes."""

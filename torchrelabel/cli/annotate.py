@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from torchrelabel.cli import DONE_WITH_LOSSES
+from torchrelabel.cli import DONE_WITH_LOSSES, data_options
 from torchrelabel.folders import printable
 
 if TYPE_CHECKING:
@@ -31,12 +31,7 @@ _FAILURES_SHOWN = 20
     help="A classifier of timm's, with or without a tag; hf-hub:OWNER/NAME, or local-dir:FOLDER.",
 )
 @click.option("-o", "--output", default="maps.lmdb", show_default=True, type=click.Path(), help="The store to write.")
-@click.option(
-    "--dataset", metavar="NAME", help="Read what timm reads by this name: folder, wds/..., hfds/...; kept in DATA."
-)
-@click.option(
-    "--split", default="train", show_default=True, help="Which part of --dataset; of shards also train-{000..146}.tar."
-)
+@data_options
 @click.option("--checkpoint", type=click.Path(), help="Weights: a .safetensors file, or one of torch.save's.")
 @click.option("--state-dict-key", metavar="KEY", help="Where in it the weights are. [default: where scripts keep them]")
 @click.option("--strip-prefix", metavar="TEXT", help="What their names begin with, e.g. 'model.'. [default: found out]")

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from torchrelabel.cli import DONE_WITH_LOSSES, FAILED, Picture
+from torchrelabel.cli import DONE_WITH_LOSSES, FAILED, Picture, data_options
 from torchrelabel.folders import printable
 
 
@@ -19,6 +19,7 @@ from torchrelabel.folders import printable
 )
 @click.argument("store", type=click.Path())
 @click.argument("data", type=click.Path())
+@data_options
 @click.option("--model", metavar="NAME", help="The annotator, by timm's name. [default: the store's, if --checkpoint]")
 @click.option("--checkpoint", type=click.Path(), help="Its weights: a .safetensors file, or one of torch.save's.")
 @click.option("--state-dict-key", metavar="KEY", help="Where in it the weights are. [default: where scripts keep them]")
@@ -51,6 +52,8 @@ from torchrelabel.folders import printable
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def check(store: str, data: str, plot: str | None, as_json: bool, **options: Any) -> None:
     """Say whether the label maps in STORE show what they should of the images in DATA.
+
+    DATA is what was annotated: a folder or a tar file, or with --dataset what timm reads.
 
     With a model, the label pooled for random crops is compared with the model's own prediction on each crop. With
     boxes, the top class of the cells in a box is compared with the class of the box. Both are repeated with the axes of
