@@ -42,6 +42,7 @@ _SMALLEST_SHARE = 0.005
 _PANEL_AREA = 7.0  # in square inches
 _LEGEND_WIDTH = 3.2
 _LETTERS = 24
+_GALLERY_WIDTH, _GALLERY_WORDS = 6.0, 1.1  # in inches, of each picture
 
 
 @dataclass(frozen=True)
@@ -239,10 +240,13 @@ def draw_gallery(
 
     if not pictures:
         raise ValueError("A gallery needs one picture or more, got none.")
-    columns = min(len(pictures), 3)
-    rows = math.ceil(len(pictures) / columns)
-    figure = Figure(figsize=(6.0 * columns, 3.6 * rows), layout="constrained")
-    frames = figure.subfigures(rows, columns, squeeze=False)
+    columns = 2 if len(pictures) == 4 else min(len(pictures), 3)
+    heights = [
+        max(_gallery_height(picture.image) for picture in pictures[start : start + columns])
+        for start in range(0, len(pictures), columns)
+    ]
+    figure = Figure(figsize=(_GALLERY_WIDTH * columns, sum(heights)), layout="constrained")
+    frames = figure.subfigures(len(heights), columns, squeeze=False, height_ratios=heights)
     for frame, picture in zip(frames.flat, pictures, strict=False):
         _draw_in_gallery(frame, picture, class_names, pooling or LabelPooling(), bars)
     return figure
@@ -257,21 +261,31 @@ def _draw_in_gallery(
 ) -> None:
     from matplotlib.patches import Patch
 
-    flat = picture.image.width > 2 * picture.image.height
-    axes = frame.subplots(*((2, 1) if flat else (1, 2)))
+    axes = frame.subplots(*((2, 1) if _is_flat(picture.image) else (1, 2)))
     _draw_image(axes[0], picture)
     top = _draw_top_classes(axes[1], picture, cell_probabilities(picture.label_map))
     handles = [
         Patch(color=colour, label=f"{_shown(index, class_names)} {share:.0%}") for index, share, colour in top[:4]
     ]
-    frame.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    frame.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
     label = pooling(picture.label_map)
     best = label.topk(min(bars, len(label)))
     words = ", ".join(
         f"{_shown(index, class_names)} {share:.2f}"
         for index, share in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     )
-    frame.suptitle(f"{_cut(picture.title, 60)}\nlabel: {words}", fontsize=8)
+    frame.suptitle(f"{_cut(picture.title, 60)}\nlabel: {words}", fontsize=9)
+
+
+def _is_flat(image: PIL.Image.Image) -> bool:
+    """Whether an image and its map are drawn above each other, and not beside each other."""
+    return image.width > 2 * image.height
+
+
+def _gallery_height(image: PIL.Image.Image) -> float:
+    """Height in inches of an image and its map in a gallery, with the words above and below."""
+    across, down = (1, 2) if _is_flat(image) else (2, 1)
+    return _GALLERY_WORDS + min(_GALLERY_WIDTH / across * image.height / image.width * down, _GALLERY_WIDTH / 2)
 
 
 def _panel_size(size: tuple[int, int]) -> tuple[float, float]:
