@@ -19,6 +19,9 @@ source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "torchrelabel"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_copyright = False
 # It would make a dash of the two hyphens of every option.
 smartquotes = False
 
@@ -42,6 +45,12 @@ def examples_as_code(app, context, lines):
     lines[:] = [".. code-block:: bash", "", *(f"   {line}" for line in code), ""]
 
 
+def keep_errors_with_figures(app, name, source):
+    """Put spaces that do not break a line around the plus-minus sign of standard errors."""
+    source[0] = source[0].replace(" \u00b1 ", "\u00a0\u00b1\u00a0")
+
+
 def setup(app):
     """Register what this file adds to Sphinx."""
+    app.connect("source-read", keep_errors_with_figures)
     app.connect("sphinx-click-process-epilog", examples_as_code)

@@ -67,7 +67,7 @@ def test_the_tutorial_leads_from_photographs_to_a_measured_student(
                 said[line] = run(shlex.split(line), monkeypatch, capsys)
     assert "18 label maps are sound" in said["torchrelabel verify maps.lmdb photos/train"]
     (trained,) = (text for line, text in said.items() if "--label-maps" in line)
-    assert re.fullmatch(r"epoch 1: loss \d\.\d+, training accuracy \d+\.\d%\n", trained)
+    assert re.fullmatch(r"epoch 1: loss \d\.\d+, accuracy \d+\.\d%\n", trained)
     (compared,) = (text for line, text in said.items() if line.count("--checkpoint") == 2)
     assert all(word in compared for word in ("onehot", "student", "top-1"))
     assert (photos / "maps.png").exists()
