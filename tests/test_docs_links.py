@@ -64,3 +64,11 @@ def test_every_command_is_named_in_the_list_of_commands() -> None:
     index = (ROOT / "docs" / "cli" / "index.md").read_text(encoding="utf-8")
     for command in main.list_commands(None):  # type: ignore[arg-type]
         assert f"| [`{command}`]({command}.md) |" in index
+
+
+def test_the_figures_of_the_readme_are_those_of_the_evidence() -> None:
+    """A measurement is repeated on one page, and must not stay behind on the other."""
+    figures = re.findall(r"\d+\.\d ± \.\d", (ROOT / "README.md").read_text(encoding="utf-8"))
+    evidence = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
+    assert len(figures) >= 3
+    assert [figure for figure in figures if figure not in evidence] == []
