@@ -226,7 +226,7 @@ def dense_scores(label_maps: LabelMap | LabelMapBatch, fill: str = "auto") -> Te
 def pool_dense(label_maps: LabelMap | LabelMapBatch, pooling: LabelPooling | None = None) -> Tensor:
     """The slow reference of :class:`LabelPooling`: ``roi_align`` on the dense map, one image at a time.
 
-    It needs ``C * h * w`` numbers an image and about a hundred times as long. The tests hold the fast way to it.
+    It needs ``C * h * w`` numbers an image and about a hundred times as long. The tests compare the fast way with it.
 
     Args:
         label_maps: One map, or a batch of them.
