@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import PIL.Image
+import pytest
 import torch
+from torch.testing import assert_close
 from torchvision import transforms
+from torchvision.transforms.v2 import functional as F
 
 from tests.painted import Painted
 from torchrelabel import LabelPooling, LabelStore, ViewBox
@@ -35,8 +38,10 @@ def test_a_pipeline_says_what_it_shows() -> None:
     assert view == ViewBox(18 / 71, 12 / 50, 53 / 71, 37 / 50)
 
 
-def test_a_crop_in_i_j_h_w_has_the_label_of_its_box(painted: Painted) -> None:
-    store, key = LabelStore(painted.store), painted.keys[1]
-    names = {"store": store, "key": key, "height": 84, "width": 140, "i": 7, "j": 70, "h": 42, "w": 35}
-    label = run(answer("gives me i, j, h, w"), LabelPooling=LabelPooling, **names)["soft_label"]
-    torch.testing.assert_close(label, store.soft_label(key, ViewBox(0.5, 7 / 84, 0.75, 49 / 84)))
+def test_a_crop_in_i_j_h_w_has_the_label_of_its_box(painted: Painted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(painted.store.parent)  # where maps.lmdb is
+    key = painted.keys[1]
+    label = run(answer("gives me i, j, h, w"), key=key, height=84, width=140, i=7, j=70, h=42, w=35)["soft_label"]
+    label_map = F.resize(LabelStore(painted.store).label_map(key), [84, 140])
+    expected = LabelPooling()(F.resized_crop(label_map, 7, 70, 42, 35, [224, 224]))
+    assert_close(torch.from_numpy(label), expected)
