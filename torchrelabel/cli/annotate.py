@@ -20,8 +20,9 @@ _FAILURES_SHOWN = 20
 
 
 @click.command(
+    short_help="Write the label maps of a folder of images.",
     epilog="Example: torchrelabel annotate imagenet/train --model tf_efficientnet_l2.ns_jft_in1k_475 "
-    "-o imagenet.lmdb --amp. On four GPUs: torchrun --nproc-per-node 4 -m torchrelabel annotate ..."
+    "-o imagenet.lmdb --amp. On four GPUs: torchrun --nproc-per-node 4 -m torchrelabel annotate ...",
 )
 @click.argument("data", default=".", type=click.Path())
 @click.option(

@@ -12,7 +12,10 @@ import click
 from torchrelabel.cli import data_options
 
 
-@click.command(epilog="Example: torchrelabel calibrate maps.lmdb birds --checkpoint resnet50.pth --images 512")
+@click.command(
+    short_help="Fit the labels of crops to the annotator again.",
+    epilog="Example: torchrelabel calibrate maps.lmdb birds --checkpoint resnet50.pth --images 512",
+)
 @click.argument("store", type=click.Path())
 @click.argument("data", type=click.Path())
 @data_options

@@ -14,8 +14,10 @@ from torchrelabel.folders import printable
 
 
 @click.command(
+    short_help="Do the label maps show what they should?",
     epilog="Examples: torchrelabel check maps.lmdb train --checkpoint annotator.pth. "
-    "torchrelabel check val.lmdb imagenet/val --model tf_efficientnet_l2.ns_jft_in1k_475 --boxes ILSVRC/Annotations/val"
+    "torchrelabel check val.lmdb imagenet/val --model tf_efficientnet_l2.ns_jft_in1k_475 "
+    "--boxes ILSVRC/Annotations/val",
 )
 @click.argument("store", type=click.Path())
 @click.argument("data", type=click.Path())

@@ -8,7 +8,9 @@ from pathlib import Path
 import click
 
 
-@click.command(epilog="Example: torchrelabel demo --seeds 5")
+@click.command(
+    short_help="See the method work, in minutes, without a GPU.", epilog="Example: torchrelabel demo --seeds 5"
+)
 @click.option("--out", default="torchrelabel-demo", show_default=True, type=click.Path(), help="Folder to write to.")
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Students per kind of labels.")
 @click.option("--scene-seed", default=0, show_default=True, type=click.IntRange(0), help="Draws other scenes.")

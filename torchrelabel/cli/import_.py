@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 _SHOWN = 20
 
 
-@click.group(epilog="Example: torchrelabel import relabel relabel_imagenet imagenet/train -o maps.lmdb")
+@click.group(
+    short_help="Turn published label maps into a store.",
+    epilog="Example: torchrelabel import relabel relabel_imagenet imagenet/train -o maps.lmdb",
+)
 def import_() -> None:
     """Turn label maps that others have published into a store.
 

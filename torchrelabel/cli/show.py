@@ -38,8 +38,9 @@ class _Box(click.ParamType):  # type: ignore[type-arg, unused-ignore] # generic 
 
 
 @click.command(
+    short_help="Draw label maps over their images.",
     epilog="Examples: torchrelabel show maps.lmdb imagenet/train n01440764/n01440764_10026.JPEG --crop 0.5,0,1,1. "
-    "torchrelabel show maps.lmdb birds --random 12 -o gallery.png"
+    "torchrelabel show maps.lmdb birds --random 12 -o gallery.png",
 )
 @click.argument("store", type=click.Path())
 @click.argument("data", type=click.Path())

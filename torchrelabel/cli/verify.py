@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 _SHOWN = 20
 
 
-@click.command(epilog="Example: torchrelabel verify imagenet.lmdb imagenet/train")
+@click.command(
+    short_help="Read every label map of a store.", epilog="Example: torchrelabel verify imagenet.lmdb imagenet/train"
+)
 @click.argument("store", default="maps.lmdb", type=click.Path())
 @click.argument("data", required=False, type=click.Path())
 @data_options
