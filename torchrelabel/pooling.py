@@ -285,7 +285,8 @@ def _check_type(label_maps: Any) -> None:
     if not isinstance(label_maps, (LabelMap, LabelMapBatch)):
         raise TypeError(
             f"Only a LabelMap or a LabelMapBatch can be pooled, got {type(label_maps).__name__}. "
-            f"If it is a soft label, it was pooled already."
+            f"If it is a soft label, it was pooled already. Of a store's records, store.label_map(key) and "
+            f"store.soft_label(key, box) give maps and labels."
         )
 
 
