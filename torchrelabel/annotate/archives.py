@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,7 @@ def read_dataset(name: str, root: str | os.PathLike[str] | None = None, split: s
         OSError: If a shard cannot be read.
     """
     from timm.data.dataset_factory import create_dataset
+    from timm.data.readers.img_extensions import get_img_extensions
     from timm.data.readers.reader_wds import ReaderWds
 
     if name.lower().startswith("wds/") and ".tar" in split and "|" not in split:
@@ -116,7 +118,28 @@ def read_dataset(name: str, root: str | os.PathLike[str] | None = None, split: s
                 f"that name. Give the images names of their own."
             )
         numbers[key] = number
-    return ImagesRead(Path(root or name), sorted(numbers), class_indices(dataset), [], reader, numbers)
+    left_out: Counter[str] = Counter()
+    if not name and root is not None and os.path.isfile(root):
+        left_out = _left_out(root, set(names))
+    return ImagesRead(
+        Path(root or name),
+        sorted(numbers),
+        class_indices(dataset),
+        [],
+        reader,
+        numbers,
+        left_out=left_out,
+        why_left_out=f"timm takes nothing but {', '.join(sorted(get_img_extensions()))} out of tar files",
+    )
+
+
+def _left_out(archive: str | os.PathLike[str], images: set[str]) -> Counter[str]:
+    """How many files of a tar file are none of its images, by their extensions; tar files in it are looked into."""
+    with tarfile.open(archive) as tar:
+        others = [member.name for member in tar if member.isfile() and _without_dot(member.name) not in images]
+    extensions = Counter(os.path.splitext(name)[1].lower() for name in others)
+    del extensions[".tar"]
+    return extensions
 
 
 def _read_shards(reader: Any, root: Path) -> ImagesInShards:

@@ -51,6 +51,7 @@ class ImagesFound:
             None for a flat folder.
         problems: Folders that could not be looked into, as (path, reason).
         left_out: How many files are no images, by their extensions (``""`` for none).
+        why_left_out: What is said of these.
     """
 
     root: Path
@@ -58,6 +59,7 @@ class ImagesFound:
     class_to_idx: dict[str, int] | None
     problems: list[tuple[str, str]]
     left_out: Mapping[str, int] = field(default_factory=dict, kw_only=True)
+    why_left_out: str = field(default="they are no images by their names", kw_only=True)
 
     def folder_of(self, key: str) -> str:
         """Return the name of the folder that says the class of an image; empty if it lies in none."""

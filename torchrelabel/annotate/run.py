@@ -244,7 +244,7 @@ def _say_of_folder(say: Notes, found: ImagesFound, output: Path) -> None:
     for path, reason in found.problems:
         say(f"Not looked into: {path} ({reason})")
     if found.left_out:
-        say(f"Left out, since they are no images by their names: {_kinds(found.left_out)}.")
+        say(f"Left out, since {found.why_left_out}: {_kinds(found.left_out)}.")
     if found.class_to_idx and os.path.realpath(output.absolute().parent) == os.path.realpath(found.root):
         say(
             f"{output.name} will lie among the class folders, and ImageFolder would take it for one of them: move it "
