@@ -2,6 +2,8 @@
 
 import re
 
+from docutils import nodes
+
 from torchrelabel import __version__
 
 project = "torchrelabel"
@@ -50,7 +52,15 @@ def keep_errors_with_figures(app, name, source):
     source[0] = source[0].replace(" \u00b1 ", "\u00a0\u00b1\u00a0")
 
 
+def dashes_between_parameters_and_their_meaning(app, doctree, page):
+    """Set a dash where smart quotes would, which are off for the sake of options."""
+    for text in list(doctree.findall(nodes.Text)):
+        if text.astext() == " -- ":
+            text.parent.replace(text, nodes.Text(" \u2013 "))
+
+
 def setup(app):
     """Register what this file adds to Sphinx."""
     app.connect("source-read", keep_errors_with_figures)
+    app.connect("doctree-resolved", dashes_between_parameters_and_their_meaning)
     app.connect("sphinx-click-process-epilog", examples_as_code)

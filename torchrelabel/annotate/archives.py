@@ -90,7 +90,7 @@ def read_dataset(name: str, root: str | os.PathLike[str] | None = None, split: s
         OSError: If a shard cannot be read.
     """
     from timm.data.dataset_factory import create_dataset
-    from timm.data.readers.img_extensions import get_img_extensions
+    from timm.data.readers import img_extensions
     from timm.data.readers.reader_wds import ReaderWds
 
     if name.lower().startswith("wds/") and ".tar" in split and "|" not in split:
@@ -129,7 +129,7 @@ def read_dataset(name: str, root: str | os.PathLike[str] | None = None, split: s
         reader,
         numbers,
         left_out=left_out,
-        why_left_out=f"timm takes nothing but {', '.join(sorted(get_img_extensions()))} out of tar files",
+        why_left_out=f"timm takes nothing but {', '.join(sorted(img_extensions.IMG_EXTENSIONS))} out of tar files",
     )
 
 
