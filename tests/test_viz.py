@@ -140,6 +140,21 @@ def test_a_gallery_has_each_image_beside_its_cells(label_map):
     assert frames[5].axes == []
 
 
+def test_a_class_has_one_colour_in_a_gallery_whichever_is_the_most_frequent():
+    def map_of(*classes):
+        return LabelMap(torch.full((1, 1, 3), 9.0), torch.tensor([[classes]]), num_classes=10, canvas_size=(40, 60))
+
+    maps = [map_of(4, 4, 2), map_of(2, 2, 4), map_of(7, 7, 2)]
+    figure = draw_gallery([Picture(PIL.Image.new("RGB", (60, 40)), label_map) for label_map in maps])
+    colours = {}
+    for frame in figure.subfigs:
+        (legend,) = frame.legends
+        for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True):
+            colours.setdefault(text.get_text().split()[0], set()).add(handle.get_facecolor())
+    assert sorted(colours) == ["2", "4", "7"]
+    assert len(set.union(*colours.values())) == len(colours)
+
+
 def test_a_gallery_of_flat_images_is_as_low_as_they_are(label_map):
     flat, square = (
         draw_gallery([Picture(PIL.Image.new("RGB", size), label_map)] * 4) for size in ((180, 100), (100, 100))
