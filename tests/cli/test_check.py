@@ -36,7 +36,7 @@ def test_a_swapped_store_is_status_1(folder):
 def test_an_image_without_a_map_is_status_3(folder):
     (folder / "data" / "new.png").write_bytes(b"")
     result = run(folder)
-    assert result.exit_code == 3 and "1 images have no label map" in result.stdout
+    assert result.exit_code == 3 and "Images without a label map: 1 (" in result.stdout
 
 
 def test_json_holds_the_verdict(folder):

@@ -79,7 +79,7 @@ def test_verify_names_an_image_without_a_map_and_is_status_1(inside):
     PIL.Image.new("L", (5, 3)).save(inside / "new.png")
     result = invoke("verify", "maps.lmdb", ".")
     assert result.exit_code == 1
-    assert "1 images of . have no label map:\n  new.png" in result.stdout
+    assert "Images of . without a label map: 1\n  new.png" in result.stdout
 
 
 def test_verify_names_a_map_without_an_image_and_is_status_3(inside):
@@ -98,7 +98,7 @@ def test_verify_names_what_is_damaged_and_checks_the_rest(inside):
     assert result.exit_code == 1
     assert "maps.lmdb: 2 label maps are sound" in result.stdout
     assert (
-        f"1 entries are damaged; copy the store again, or annotate into a new one:\n  failure 0066{64 * '0'}: the v"
+        f"Damaged entries: 1. Copy the store again, or annotate into a new one.\n  failure 0066{64 * '0'}: the v"
         in (result.stdout)
     )
 

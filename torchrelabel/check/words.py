@@ -31,7 +31,7 @@ def words(report: Report) -> str:
     lines += ["", *_orientation(report)]
     lines += [f"FAULT: {fault}" for fault in report.faults]
     if report.without_map:
-        lines += ["", f"{report.without_map} images have no label map (torchrelabel verify STORE DATA lists them)."]
+        lines += ["", f"Images without a label map: {report.without_map} (torchrelabel verify STORE DATA lists them)."]
     lines += _listed("images could not be used:", report.broken)
     lines += _listed("files of boxes could not be used:", report.bad_xml)
     return "\n".join(lines)

@@ -88,16 +88,12 @@ def _words(store: str, data: str | None, found: Verification) -> str:
     if found.miscounted:
         lines.append(f"The counts disagree: {found.miscounted}.")
     lines += _listed(
-        f"{len(found.damaged)} entries are damaged; copy the store again, or annotate into a new one:", found.damaged
+        f"Damaged entries: {len(found.damaged)}. Copy the store again, or annotate into a new one.", found.damaged
     )
-    lines += _listed(f"{len(found.failures)} images could not be annotated:", found.failures)
-    lines += _listed(
-        f"{len(found.missing)} images of {_printable(data or '')} have no label map:", dict.fromkeys(found.missing, "")
-    )
-    lines += _listed(
-        f"{len(found.surplus)} label maps are of no image in {_printable(data or '')}:",
-        dict.fromkeys(found.surplus, ""),
-    )
+    lines += _listed(f"Images that could not be annotated: {len(found.failures)}", found.failures)
+    where = _printable(data or "")
+    lines += _listed(f"Images of {where} without a label map: {len(found.missing)}", dict.fromkeys(found.missing, ""))
+    lines += _listed(f"Label maps without an image in {where}: {len(found.surplus)}", dict.fromkeys(found.surplus, ""))
     return "\n".join(lines)
 
 
