@@ -44,7 +44,8 @@ def examples_as_code(app, context, lines):
     for example in re.split(r"\. (?=(?:[^:.]*: )?(?:torchrelabel|torchrun) )", text[start.end() :]):
         remark, colon, command = example.rpartition(": ")
         code += [f"# {remark}{colon}".rstrip(), command] if colon else [example]
-    lines[:] = [".. code-block:: bash", "", *(f"   {line}" for line in code), ""]
+    indented = [f"   {line}" for line in code]
+    lines[:] = [".. rubric:: Examples", "", ".. code-block:: bash", "", *indented, ""]
 
 
 def keep_errors_with_figures(app, name, source):
