@@ -266,7 +266,7 @@ def test_other_settings_are_named(folder: Path, store: Path) -> None:
 
 def test_more_classes_than_there_are_become_all_of_them_with_a_word(folder: Path, store: Path) -> None:
     summary = run(folder, store, top_k=9)
-    assert "top_k is 4, not 9: the model has no more classes." in summary.notes
+    assert "All 4 classes are kept in each cell, not 9: the model has no more." in summary.notes
     assert (LabelStore(store).header.top_k, LabelStore(store).header.residual) == (4, False)
 
 

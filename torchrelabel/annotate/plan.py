@@ -91,7 +91,7 @@ def store_settings(
     """The settings of the store, as its writer takes them."""
     classes = annotator.num_classes
     if top_k > classes:
-        say(f"top_k is {classes}, not {top_k}: the model has no more classes.")
+        say(f"All {classes} classes are kept in each cell, not {top_k}: the model has no more.")
         top_k = classes
     if image_top_k is None:
         complete = residual or top_k == classes

@@ -39,7 +39,7 @@ _WAYS_OUT = (
 _KEY = (
     "Give relabel_transform(..., key=), a function from an example (a dict with a value for each column) to its key, "
     "the path relative to the annotated folder. Where the image does not know its path (kept as bytes, or with an EXIF "
-    "orientation), the column tells it undecoded: dataset.cast_column('image', datasets.Image(decode=False))."
+    "orientation), leave the column undecoded: dataset.cast_column('image', datasets.Image(decode=False))."
 )
 
 
