@@ -55,7 +55,8 @@ class FlippedAsArray(ImageFolder):
 
 
 def test_what_a_dataset_does_to_an_image_stays_known_when_its_pixels_go_on_without_it(painted: Painted) -> None:
-    dataset = LabelMapDataset(FlippedAsArray(str(painted.root), WHOLE), painted.store, num_classes=7)
+    left = v1.Compose([lambda image: image.crop((0, 0, image.width // 2, image.height)), v1.ToTensor()])
+    dataset = LabelMapDataset(FlippedAsArray(str(painted.root), left), painted.store, num_classes=7)
     assert max(label_error(*dataset[i]) for i in range(len(dataset))) < 0.01
 
 
