@@ -70,7 +70,8 @@ class CropTrace:
         self.error: Exception | None = None
         self.number = 0
         self.latest: Any = None
-        self._moves: list[tuple[int, Callable[..., Canvas], tuple[Any, ...], dict[str, Any]]] = []  # view n is n - 1
+        # Move n - 1 made view n.
+        self._moves: list[tuple[int, Callable[..., Canvas], tuple[Any, ...], dict[str, Any]]] = []
         self._canvases: dict[int, Canvas] = {}
         # Weak, so that the memory of an image is free for the next one.
         self._earlier: list[tuple[weakref.ref[Any], int]] = []
