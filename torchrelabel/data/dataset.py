@@ -183,9 +183,13 @@ class LabelMapDataset(Dataset[Any]):
         Between images, whose pixels drive all else out of the processor's caches, the rest takes several times as long.
         """
         samples = self.look_up(indices)
+        jointly = None if self.transforms is None else moving_label_maps(self.transforms)
         for sample in samples:
             self.load(sample)
-            self._transform(sample)
+            if jointly is None:
+                self._transform(sample)
+            else:
+                self._jointly(sample, jointly)
         for sample in samples:
             self.see(sample)
         return self.finish(samples)
@@ -225,10 +229,7 @@ class LabelMapDataset(Dataset[Any]):
             sample.read = size_of(sample.image)
 
     def _transform(self, sample: Sample) -> None:
-        """Run the pipeline on the image of a sample."""
-        if self.transforms is not None:
-            self._jointly(sample)
-            return
+        """Run the dataset's own pipeline on the image of a sample."""
         if sample.trace is None:
             with CropTrace():  # which nobody reads: the label is that of the whole image
                 sample.image = sample.image if self.transform is None else self.transform(sample.image)
@@ -327,9 +328,8 @@ class LabelMapDataset(Dataset[Any]):
         """The key, in the store, of the image that an index asks for."""
         return self._prefix(key_of(self._dataset, index, self._key))
 
-    def _jointly(self, sample: Sample) -> None:
+    def _jointly(self, sample: Sample, pipeline: Callable[..., Any]) -> None:
         """Transform an image and its map together; the label is a map still, or pooled by the pipeline itself."""
-        assert self.transforms is not None
         self._find(sample)
         # A dataset may have cropped the image when it read it, or when it read it for an earlier sample.
         shown = ViewBox() if sample.trace is None else sample.trace.view
@@ -337,7 +337,7 @@ class LabelMapDataset(Dataset[Any]):
             shown = sample.image.view
         image = plain(sample.image)
         label_map = self._map(sample.record, F.get_size(image), shown)
-        image, label = moving_label_maps(self.transforms)(image, label_map)
+        image, label = pipeline(image, label_map)
         if not isinstance(label, LabelMap) and not _is_label_of(label_map, label):
             got = f"a tensor of shape {tuple(label.shape)}" if isinstance(label, Tensor) else type(label).__name__
             raise TypeError(
