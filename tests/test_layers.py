@@ -16,7 +16,7 @@ FLOORS = [
     {"errors", "view", "calibration", "_version"},
     {"label_map", "store"},
     {"visible_cells"},
-    {"pooling", "folders"},
+    {"pooling", "folders", "remote"},
     {"following"},
     {"transforms", "targets", "token_labels", "iterated"},
     {"data"},

@@ -75,7 +75,8 @@ def annotate_with_ray(
         data: A folder of images, a ``.parquet`` or ``.tar`` file, or a folder of such; a path that all nodes have, or a
             URL such as ``s3://bucket/folder``.
         output: The store, on a disk of the machine that this runs on.
-        model: A name of timm's, or an ``Annotator``. Its weights are read here, and sent to the actors.
+        model: A name of timm's, or an ``Annotator``, on whatever device. Its weights are read here, and sent to the
+            actors.
         num_actors: How many annotators there are, at most. If None, one for each GPU of the cluster; or one for each
             two CPU cores of a cluster without.
         dataset: ``"wds/"`` if tar files are shards as WebDataset writes them.
@@ -106,7 +107,7 @@ def annotate_with_ray(
     _require_ray(num_actors)
     check_arguments(top_k=top_k, batch_size=batch_size, workers=None, exif=exif, dataset=None, split="train")
     output = Path(output)
-    wants_cpu = str(model.device if isinstance(model, Annotator) else options.get("device")) == "cpu"
+    wants_cpu = str(options.get("device")) == "cpu"
     if isinstance(model, str):
         options["device"] = "cpu"  # here; the actors have theirs
     build = plan_annotator(model, enlarge, options, _ALONE)
@@ -247,9 +248,9 @@ class _Ledger:
         for note in reply.notes:
             self.say(note)
         self._count(reply)
-        if reply.sample is not None:
-            insort(self.sample, (rank_of(reply.sample[0]), *reply.sample))
-            del self.sample[IMAGES:]
+        for key, file in reply.sample:
+            insort(self.sample, (rank_of(key), key, file))
+        del self.sample[IMAGES:]
         return len(reply.records) + len(reply.failed)
 
     def _count(self, reply: Reply) -> None:

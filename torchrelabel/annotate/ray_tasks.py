@@ -26,6 +26,9 @@ from torchrelabel.store.record import pack_record
 
 Rows = Mapping[str, Any]
 
+# One image of each batch is a sample of many; where the first unit is all there is, a calibration needs more of it.
+_SAMPLE_OF_FIRST_UNIT = 8
+
 
 @dataclass(frozen=True)
 class Loading:
@@ -38,7 +41,7 @@ class Loading:
         enlarged_size: Another size at which they are asked for too.
         interpolation: How they are resized.
         exif: Whether an EXIF orientation is followed.
-        wants_sample: Whether the file of one image of each batch is wanted too.
+        wants_sample: Whether the files of some images are wanted too.
     """
 
     batch_size: int
@@ -88,7 +91,7 @@ class Reply:
         deep: As in `Summary`.
         hits: As in `FolderLabels`.
         other_hits: As in `FolderLabels`.
-        sample: Key and file of one image, if wanted.
+        sample: Keys and files of some images, if wanted.
     """
 
     unit: int
@@ -96,7 +99,7 @@ class Reply:
     last: bool
     there: list[str]
     refused: list[tuple[str, str]]
-    sample: tuple[str, bytes] | None = None
+    sample: list[tuple[str, bytes]] = field(default_factory=list)
     records: list[tuple[str, bytes]] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -156,8 +159,8 @@ def load_batches(rows: Rows, loading: Loading) -> Iterator[dict[str, Any]]:
             )
             batch = collate([images[place] for place in range(len(images))])
             reply = Reply(int(number), index, last, there, list(refused.items()))
-            if loading.wants_sample and batch.keys:
-                reply.sample = _sample(found, batch.keys)
+            if loading.wants_sample:
+                reply.sample = _sample(found, batch.keys, 1 if number else _SAMPLE_OF_FIRST_UNIT)
             yield _row_of(batch, reply)
 
 
@@ -247,18 +250,18 @@ def rank_of(key: str) -> bytes:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Ray Data's own bars and logs, which would lie over ours."""
+    """Without Ray Data's own bars and logs, which would lie over ours, and its words around errors."""
     from ray.data import DataContext
 
     context, logger = DataContext.get_current(), logging.getLogger("ray.data")
-    before = context.enable_progress_bars, logger.level
-    context.enable_progress_bars = False
+    before = context.enable_progress_bars, context.raise_original_map_exception, logger.level
+    context.enable_progress_bars, context.raise_original_map_exception = False, True
     logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        context.enable_progress_bars = before[0]
-        logger.setLevel(before[1])
+        context.enable_progress_bars, context.raise_original_map_exception = before[:2]
+        logger.setLevel(before[2])
 
 
 def _with_last(batches: Iterator[Batch]) -> Iterator[tuple[Batch, bool]]:
@@ -270,10 +273,12 @@ def _with_last(batches: Iterator[Batch]) -> Iterator[tuple[Batch, bool]]:
     yield waiting, True
 
 
-def _sample(found: ImagesFound, keys: Sequence[str]) -> tuple[str, bytes]:
-    chosen = min(keys, key=rank_of)
-    with found.open(chosen) as file:
-        return chosen, file.read()
+def _sample(found: ImagesFound, keys: Sequence[str], count: int) -> list[tuple[str, bytes]]:
+    files = []
+    for key in sorted(keys, key=rank_of)[:count]:
+        with found.open(key) as file:
+            files.append((key, file.read()))
+    return files
 
 
 def _row_of(batch: LoadedBatch, reply: Reply) -> dict[str, Any]:
