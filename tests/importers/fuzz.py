@@ -3,8 +3,8 @@
     python -m tests.importers.fuzz 100000  # prints a summary as JSON; run by test_fuzz.py
 
 Of each ten inputs, four are files of today's torch, three of torch before 1.6, which has no checksum, and three tables.
-Never allowed are: an error that is not one of refusal; other numbers from a file that has a checksum; what a store would
-not take; more than ten seconds.
+Never allowed are: an error that is not one of refusal; other numbers from a file that has a checksum; what no store
+takes; more than ten seconds.
 """
 
 import collections
