@@ -4,7 +4,8 @@
 
 Noise images of 500 x 375 pixels as JPEG, random weights, one thread a process, each process loading its own images.
 Each engine annotates ``--images`` and then three times as many, from the start of the command to its end: the rate is
-that of the difference, the rest is what starting takes. Printed as JSON, with the CPU time of decoding an image.
+that of the difference, the rest is what starting takes. Printed as JSON, with the CPU time of decoding an image, and of
+entering what Ray's actors send into a store, on the disk of this folder.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -21,7 +23,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.synthetic import keys, pool
 from torchrelabel.annotate.images import find_images, read_image, squashed
+from torchrelabel.annotate.ray_engine import _Ledger
+from torchrelabel.annotate.ray_tasks import Reply
+from torchrelabel.annotate.summary import Notes, Summary
+from torchrelabel.store import LabelStoreWriter
+from torchrelabel.store.record import pack_record
 
 ENGINES = {
     "torchrun, 2 ranks": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
@@ -50,7 +58,7 @@ def main() -> None:
             figures[f"decode and squash to {size[0]} and {size[1]} px, CPU ms an image"] = decoding(
                 Path(folder) / str(counts[0]), size
             )
-    print(json.dumps(figures, indent=1))
+    print(json.dumps(figures | entering(), indent=1))
 
 
 def write_images(root: Path, count: int) -> None:
@@ -82,6 +90,33 @@ def decoding(root: Path, sizes: tuple[int, int]) -> float:
         for size in sizes:
             squashed(image, size, "bicubic")
     return round((time.process_time() - started) / len(keys) * 1000, 2)
+
+
+def entering(count: int = 20_480) -> dict[str, float]:
+    """How many records a second the one writer of the Ray engine takes, and their bytes."""
+    maps, random = pool(100), np.random.default_rng(0)
+    image_scores = random.normal(0, 2, (100, 1000)).astype(np.float32)
+    settings = {"num_classes": 1000, "top_k": 5, "residual": True, "image_top_k": 1000}
+    with tempfile.TemporaryDirectory(dir=".") as folder, LabelStoreWriter(f"{folder}/maps.lmdb", **settings) as writer:
+        replies = [Reply(unit, 0, True, [], []) for unit in range(count // 32)]
+        for number, key in enumerate(keys(count)):
+            record = pack_record(
+                writer.header, key.encode(), *maps[number % 100], None, image_scores[number % 100], (500, 375)
+            )
+            replies[number % len(replies)].records.append((key, record))
+        sent = [pickle.dumps(reply) for reply in replies]
+        summary = Summary(folder)
+        ledger = _Ledger(writer, summary, Notes(summary, loud=False), None, [])
+        wall, cpu = time.perf_counter(), time.process_time()
+        for content in sent:
+            ledger.enter(pickle.loads(content))
+        writer.commit()
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return {
+        "records entered a second": round(count / wall),
+        "records entered a CPU second": round(count / cpu),
+        "bytes sent for a record": round(sum(map(len, sent)) / count),
+    }
 
 
 if __name__ == "__main__":

@@ -306,7 +306,7 @@ def _cluster() -> Iterator[dict[str, Any]]:
 
     begun = not ray.is_initialized()
     if begun:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     try:
         yield ray.cluster_resources()
     except ray.exceptions.RayError as error:
