@@ -76,6 +76,12 @@ def test_a_folder_of_an_object_store_is_found_and_read(tmp_path: Path) -> None:
         assert file.read() == b"b/2.png"
 
 
+def test_an_archive_beside_images_is_no_source(tar: Path) -> None:
+    make_folder(tar.parent, ["a/1.jpg"])
+    source = find(tar.parent)
+    assert (source.found.keys, source.units) == (["a/1.jpg"], [])
+
+
 def test_a_folder_here_is_found_as_without_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_folder(tmp_path / "images", ["a/1.jpg"])
     monkeypatch.chdir(tmp_path)

@@ -7,6 +7,7 @@ import io
 import os
 import posixpath
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -273,30 +274,34 @@ def find_source(
     if not filesystem.exists(root):
         raise FileNotFoundError(f"There is no {data!r}. Check the path.")
     alone = not filesystem.isdir(root)
+    if not alone and dataset is None:
+        found = _find_elsewhere(data, filesystem, root) if is_url(data) else find_images(os.path.abspath(data), skip)
+        # Whatever else lies beside them: an archive that a folder was unpacked from, a table of labels.
+        if found.keys or not {".parquet", ".tar"} & found.left_out.keys():
+            return Source(found, [])
     names = [root] if alone else sorted(filesystem.find(root))
-    by_ending = {ending: [name for name in names if name.endswith(ending)] for ending in (".parquet", ".tar")}
-    nothing_known = ImagesFound(Path(data), [], None, [])
     prefix = data.partition("://")[0] + "://" if is_url(data) else ""
-    urls = {ending: [prefix + name.removeprefix(prefix) for name in found] for ending, found in by_ending.items()}
-    if tables := urls[".parquet"]:
-        groups = [RowGroup(url, number, image_column, key_column) for url in tables for number in _row_groups(url)]
+    urls = [prefix + name.removeprefix(prefix) for name in names]
+    units: list[Unit] = []
+    if tables := [url for url in urls if url.endswith(".parquet") and dataset is None]:
         _check_columns(tables[0], image_column, key_column)
-        return Source(nothing_known, list(groups))
-    if tars := urls[".tar"]:
-        return Source(nothing_known, [Tar(url, dataset is not None) for url in tars])
-    if alone or dataset is not None:
+        units += [RowGroup(url, number, image_column, key_column) for url in tables for number in _row_groups(url)]
+    else:
+        units += [Tar(url, dataset is not None) for url in urls if url.endswith(".tar")]
+    if not units:
         raise ValueError(f"{data!r} is no folder of images, and no .parquet or .tar file, and holds none.")
-    return Source(
-        _folder_elsewhere(data, root, names) if is_url(data) else find_images(os.path.abspath(data), skip=skip), []
-    )
+    return Source(ImagesFound(Path(data), [], None, []), units)
 
 
-def _folder_elsewhere(url: str, root: str, paths: Sequence[str]) -> ImagesFound:
+def _find_elsewhere(url: str, filesystem: Any, root: str) -> ImagesFound:
+    """The images of a folder, by their extensions."""
     extensions = (*IMG_EXTENSIONS, *more_extensions())
-    keys = [posixpath.relpath(path, root) for path in paths if path.lower().endswith(extensions)]
+    names = [posixpath.relpath(path, root) for path in filesystem.find(root)]
+    keys = [name for name in names if name.lower().endswith(extensions)]
+    left_out = Counter(posixpath.splitext(name)[1].lower() for name in set(names) - set(keys))
     folders = sorted({key.partition("/")[0] for key in keys if "/" in key})
     class_to_idx = {name: index for index, name in enumerate(folders)} or None
-    return ImagesElsewhere(Path(url), sorted(keys), class_to_idx, [], url=url)
+    return ImagesElsewhere(Path(url), sorted(keys), class_to_idx, [], left_out=left_out, url=url)
 
 
 def _row_groups(url: str) -> range:
