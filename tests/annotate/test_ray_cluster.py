@@ -21,7 +21,7 @@ ray = pytest.importorskip("ray", reason="of the extra [ray], which tox -e ray in
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
 ROOT = Path(__file__).parents[2]
-KEYS = [f"{'rgbk'[number % 4]}/{number:03}.png" for number in range(240)]
+KEYS = [f"{'rgbk'[number % 4]}/{number:03}.png" for number in range(239)]  # and a bad one
 OPTIONS: dict[str, Any] = {"top_k": 2, "batch_size": 4, "progress": False}
 
 
@@ -79,7 +79,7 @@ def test_a_node_that_dies_loses_nothing(
     victim = nodes[2 if "annotators" in dies else 3]
     ray.init(cluster.address, log_to_driver=False)
     enter, killed_after = ray_engine._Ledger.enter, list[int]()
-    batches = len(KEYS) // 4 + 1
+    batches = (len(KEYS) + 1) // 4
 
     def enter_and_kill(ledger: Any, reply: Any) -> int:
         count = enter(ledger, reply)
@@ -99,6 +99,7 @@ def test_a_node_that_dies_loses_nothing(
         cluster.shutdown()
     assert len(killed_after) == len(dead) == 1
     assert killed_after[0] < len(KEYS) // 2
+    assert len(payloads(want)) == len(KEYS)
     assert (summary.annotated, [key for key, _ in summary.failed]) == (len(KEYS), ["r/bad.jpg"])
     assert payloads(tmp_path / "maps") == payloads(want)
     on = Counter((tmp_path / "log").read_text().split())
