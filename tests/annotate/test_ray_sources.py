@@ -74,6 +74,12 @@ def test_a_folder_of_an_object_store_is_found_and_read(tmp_path: Path) -> None:
     assert (found.keys, found.class_to_idx) == (["a/1.JPEG", "b/2.png"], {"a": 0, "b": 1})
     with found.open("b/2.png") as file:
         assert file.read() == b"b/2.png"
+    memory.rm("/bucket/images/a/1.JPEG")
+    ((keys, _, fetched),) = Files(found, found.keys).batches(2, NOTHING)
+    with fetched.open(keys[1]) as file:
+        assert file.read() == b"b/2.png"
+    with pytest.raises(FileNotFoundError):
+        fetched.open(keys[0])
 
 
 def test_an_archive_beside_images_is_no_source(tar: Path) -> None:

@@ -8,7 +8,8 @@ import os
 import posixpath
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -25,6 +26,7 @@ _IMAGE_FIELDS = "jpg;png;webp"
 # So many images are read by one task, where they are no files of their own: some seconds' work, to be done again if
 # its node dies.
 _IMAGES_OF_UNIT = 512
+_FETCHED_AT_ONCE = 16
 _DIGEST_BYTES = 16
 
 
@@ -33,19 +35,22 @@ class ImagesInMemory(ImagesFound):
     """Images whose files were read.
 
     Attributes:
-        files: Their bytes by key.
+        files: Their bytes by key, or why there are none.
     """
 
-    files: dict[str, bytes] = field(kw_only=True)
+    files: Mapping[str, bytes | OSError] = field(kw_only=True)
 
     @classmethod
-    def of(cls, files: dict[str, bytes]) -> ImagesInMemory:
+    def of(cls, files: Mapping[str, bytes | OSError]) -> ImagesInMemory:
         """Images of which nothing else is known."""
         return cls(Path(), sorted(files), None, [], files=files)
 
     def open(self, key: str) -> IO[bytes]:
         """Open an image."""
-        return io.BytesIO(self.files[key])
+        content = self.files[key]
+        if isinstance(content, OSError):
+            raise content
+        return io.BytesIO(content)
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,21 @@ class ImagesElsewhere(ImagesFound):
 
     def open(self, key: str) -> IO[bytes]:
         """Read an image."""
+        return self.fetched([key]).open(key)
+
+    def fetched(self, keys: Sequence[str]) -> ImagesInMemory:
+        """Read images, several at once, since each waits for the network."""
         filesystem, folder = filesystem_of(self.url)
-        return io.BytesIO(filesystem.cat_file(f"{folder.rstrip('/')}/{key}"))
+
+        def fetch(key: str) -> bytes | OSError:
+            try:
+                content: bytes = filesystem.cat_file(f"{folder.rstrip('/')}/{key}")
+            except OSError as error:
+                return error
+            return content
+
+        with ThreadPoolExecutor(_FETCHED_AT_ONCE) as pool:
+            return ImagesInMemory.of(dict(zip(keys, pool.map(fetch, keys), strict=True)))
 
 
 class KeysDone:
@@ -115,7 +133,8 @@ class Files:
     def batches(self, size: int, done: KeysDone) -> Iterator[Batch]:
         """As `Unit` says."""
         for start in range(0, len(self.keys), size):
-            yield list(self.keys[start : start + size]), [], self.found
+            keys = list(self.keys[start : start + size])
+            yield keys, [], self.found.fetched(keys) if isinstance(self.found, ImagesElsewhere) else self.found
 
 
 @dataclass(frozen=True)
