@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from timm.models.volo import VOLO
 
 from torchrelabel import TokenLabelLoss
