@@ -31,6 +31,7 @@ def draw_evaluations(figures: Sequence[Mapping[str, Any]], names: Sequence[str])
     """
     require_matplotlib()
     from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
 
     measures = [name for name in measures_of(figures) if name not in _NOT_DRAWN]
     if not measures:
@@ -42,6 +43,9 @@ def draw_evaluations(figures: Sequence[Mapping[str, Any]], names: Sequence[str])
     _draw_bars(axes[0], figures, names, measures)
     if curves:
         _draw_curves(axes[1], figures, names)
+        axes[1].yaxis.set_major_formatter(PercentFormatter(1, 0))
+        axes[1].xaxis.set_major_formatter(PercentFormatter(1, 0))
+    axes[0].xaxis.set_major_formatter(PercentFormatter(1))
     return figure
 
 
