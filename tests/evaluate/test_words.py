@@ -66,6 +66,13 @@ def test_a_picture_has_bars_for_each_model_and_the_curves(tmp_path: Path) -> Non
     assert (tmp_path / "both.png").stat().st_size > 0
 
 
+def test_bars_are_named_by_the_set_that_they_are_of() -> None:
+    values = {"v2_top_images": 0.5, "v2_top_images_top5": 0.75, "in9_mixed_rand": 0.1, "mine": 0.5}
+    figure = draw_evaluations([figures(**values)], ["one"])
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == ["V2 TopImages", "V2 TopImages, top-5", "ImageNet-9, Mixed-Rand", "mine"]
+
+
 def test_nothing_measured_is_nothing_to_draw() -> None:
     with pytest.raises(ValueError, match="No measure was taken"):
         draw_evaluations([figures()], ["one"])

@@ -56,16 +56,26 @@ def _draw_bars(axis: Axes, figures: Sequence[Mapping[str, Any]], names: Sequence
         values = [each[measures[row]] for row in there]
         bars = axis.barh([row + number * thick for row in there], values, thick, label=name)
         axis.bar_label(bars, [f"{value:.1%}" for value in values], fontsize=7, padding=2)
-    titles = [
-        TITLES.get(measure, measure).strip() + (" (lower is better)" if measure in LOWER_IS_BETTER else "")
-        for measure in measures
-    ]
-    axis.set_yticks([row + 0.4 - thick / 2 for row in range(len(measures))], titles, fontsize=8)
+    axis.set_yticks([row + 0.4 - thick / 2 for row in range(len(measures))], _titles(measures), fontsize=8)
     axis.invert_yaxis()
-    axis.margins(x=0.12)
+    axis.margins(x=0.12, y=0.02)
     axis.legend(fontsize=8)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
+
+
+def _titles(measures: Sequence[str]) -> list[str]:
+    """What to call each bar. The table's rows are indented below the one that they belong to, bars cannot be."""
+    above = ""
+    titles = {}
+    for measure in dict.fromkeys([*TITLES, *measures]):
+        title = TITLES.get(measure, measure)
+        if title.startswith(" "):
+            title = f"{above}, {title.strip()}"
+        else:
+            above = title
+        titles[measure] = title + (" (lower is better)" if measure in LOWER_IS_BETTER else "")
+    return [titles[measure] for measure in measures]
 
 
 def _draw_curves(axis: Axes, figures: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
