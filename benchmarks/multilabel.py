@@ -4,7 +4,7 @@
 
 Scenes of the demo: one large digit and one to three small ones; the folder knows one of them, of every fifth scene a
 small one, and the scene itself all. The same small student learns the same random crops by binary cross entropy, from
-five kinds of labels. Tested on whole scenes of digits that neither annotator nor student has seen: mAP, the mean over
+seven kinds of labels. Tested on whole scenes of digits that neither annotator nor student has seen: mAP, the mean over
 digits of the area under precision and recall (torchmetrics), of a scene's digits.
 
 Prints a Markdown table, mean and standard error over seeds. Within a seed every row has the same first weights, crops
@@ -43,6 +43,7 @@ ROWS = {
     "whole": "multi-hot of the whole image, from maps",
     "crop": "multi-hot of the crop, from maps",
     "shares": "shares of the crop, from maps",
+    "tokens": "what one of 4 x 4 tokens of the crop shows, from maps",
     "boxes": "all digits of the crop, by their boxes",
 }
 
@@ -64,6 +65,7 @@ def draw_crops(folder: Path, label_maps: Path, epochs: int, size: int, threshold
     records = read_scene_folder(folder).records
     known = [records[Path(path).relative_to(folder).as_posix()] for path, _ in images.samples]
     hot, shares = LabelPooling(activation="multi-hot", threshold=threshold), LabelPooling()
+    tokens = LabelPooling((4, 4))
     crops = torch.empty(epochs, len(dataset), 3, size, size, dtype=torch.uint8)
     labels = {row: torch.empty(epochs, len(dataset), CLASSES) for row in ROWS}
     labels["folder"][:] = one_hot(torch.tensor(images.targets), CLASSES)
@@ -78,6 +80,7 @@ def draw_crops(folder: Path, label_maps: Path, epochs: int, size: int, threshold
         whole = LabelMapBatch.stack([each.with_view(ViewBox(), each.canvas_size) for each in maps])
         labels["crop"][epoch], labels["shares"][epoch] = hot(batch), shares(batch)
         labels["whole"][epoch] = hot(whole)
+        labels["tokens"][epoch] = (tokens(batch).amax((2, 3)) >= 0.5).float()
     return crops, labels
 
 
@@ -122,14 +125,23 @@ def measure(model: nn.Module, images: Tensor, present: Tensor) -> dict[str, floa
     return {"map": float(mean_precision(scores, present)), "named": float((scores > 0.5).sum(1).float().mean())}
 
 
-def table(runs: list[dict[str, Any]], truth: dict[str, float]) -> str:
+def quality(labels: Tensor, boxes: Tensor) -> tuple[float, float, float]:
+    """How much of the labels is right, how much of what the boxes say they find, and how many there are a crop."""
+    both = float((labels * boxes).sum())
+    return both / float(labels.sum()), both / float(boxes.sum()), float(labels.sum(-1).mean())
+
+
+def table(runs: list[dict[str, Any]], truth: dict[str, tuple[float, float, float]]) -> str:
     """Mean and standard error over seeds, as Markdown."""
-    lines = ["| labels | mAP | labels a crop |", "|---|---|---|"]
+    lines = ["| labels | right, found | a crop | mAP |", "|---|---|---|---|"]
     for row, words in ROWS.items():
         values = [100 * run["map"] for run in runs if run["row"] == row]
         if values:
             error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-            lines.append(f"| {words} | {statistics.mean(values):.1f} ± {error:.1f} | {truth[row]:.2f} |")
+            right, found, count = truth[row]
+            lines.append(
+                f"| {words} | {right:.0%}, {found:.0%} | {count:.2f} | {statistics.mean(values):.1f} ± {error:.1f} |"
+            )
     return "\n".join(lines)
 
 
@@ -146,7 +158,7 @@ def main() -> None:
     folder, label_maps, _ = make_scenes(given.out, "large", given.scenes, given.test_scenes)
     images, present = load_scenes(given.out / "test", given.size)
     crops, labels = draw_crops(folder, label_maps, given.epochs, given.size, given.threshold)
-    truth = {row: float(label.sum(-1).mean()) for row, label in labels.items()}
+    truth = {row: quality(label, labels["boxes"]) for row, label in labels.items()}
     runs: list[dict[str, Any]] = []
     for seed in range(given.seeds):
         for row in given.rows:
@@ -157,7 +169,7 @@ def main() -> None:
     print(f"\n{given.scenes} scenes, {given.test_scenes} test scenes, {given.epochs} epochs, {given.size} px\n")
     print(table(runs, truth))
     if given.json is not None:
-        given.json.write_text(json.dumps({"labels a crop": truth, "runs": runs}, indent=2))
+        given.json.write_text(json.dumps({"right, found, a crop": truth, "runs": runs}, indent=2))
 
 
 if __name__ == "__main__":
