@@ -185,7 +185,8 @@ class Measuring:
     def corrupted(self, folders: dict[str, dict[str, Path]], names: Sequence[str] | None) -> None:
         """ImageNet-C: the mean of the top-1 of all corruptions and severities, and mCE."""
         table: dict[str, dict[str, float]] = {}
-        images, notes = 0, []
+        notes: list[str] = []
+        images = 0
         for corruption, severities in folders.items():
             for severity, folder in severities.items():
                 what = f"imagenet_c/{corruption}/{severity}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -17,8 +18,7 @@ from tests.painted import WRONG, C, Painted, label_error
 from torchrelabel import LabelMapDataset, LabelPooling, TokenLabelLoss
 from torchrelabel.annotate.heads import CellHead
 from torchrelabel.errors import UnsupportedModel
-from torchrelabel.integrations.timm import accept_soft_targets
-from torchrelabel.integrations.timm.token_scores import TokenScores, with_token_scores
+from torchrelabel.integrations.timm import TokenScores, accept_soft_targets, with_token_scores
 
 # timm's readers leave files open.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -108,6 +108,19 @@ def test_losses_of_torch_and_timm_are_those_of_token_labels() -> None:
         torch.testing.assert_close(torch.nn.CrossEntropyLoss(label_smoothing=0.2)(scores, labels), smoothed)
 
 
+@pytest.mark.parametrize("options", [{}, {"soft_targets": True}, {"smoothing": 0.2}])
+def test_a_task_of_timms_trains_on_the_labels_of_tokens(options: Any) -> None:
+    """What newer versions of timm train with."""
+    task = pytest.importorskip("timm.task")
+    model = with_token_scores(tiny_vit(), (4, 4)).train()
+    labels = torch.rand(3, C, 4, 4).softmax(1)
+    images = torch.rand(3, 3, 32, 32)
+    result = task.ClassificationTask(model, criterion_kwargs=options, verbose=False)(images, labels)
+    share = options.get("smoothing", 0)
+    expected = TokenLabelLoss()(*model(images)[:2], labels * (1 - share) + share / C)
+    torch.testing.assert_close(result["loss"], expected)
+
+
 @pytest.mark.parametrize("loss", [BinaryCrossEntropy(), JsdCrossEntropy(), torch.nn.BCEWithLogitsLoss()])
 def test_other_losses_are_refused(loss: Any) -> None:
     scores = TokenScores(torch.randn(3, C), torch.randn(3, 8, C))
@@ -163,6 +176,20 @@ def test_mixup_blends_the_labels_of_tokens(mode: str) -> None:
     own = ((mixed.mean((1, 2, 3)) - values.flip(0)) / (values - values.flip(0)))[:, None, None, None]
     smooth = labels * 0.9 + 0.1 / C
     torch.testing.assert_close(soft, smooth * own + smooth.flip(0) * (1 - own), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["batch", "pair", "elem", "half"])
+def test_mixup_while_collating_blends_the_labels_of_tokens(mode: str) -> None:
+    labels, values = torch.rand(6, C, 2, 3).softmax(1), torch.tensor([0.0, 40.0, 80.0, 120.0, 160.0, 255.0])
+    images = [np.full((3, 17, 11), value, np.uint8) for value in values]
+    random_seed(5)
+    mixer = FastCollateMixup(mixup_alpha=0.8, mode=mode, num_classes=C, label_smoothing=0.0)
+    mixed, soft = mixer(list(zip(images, labels, strict=True)))
+    count = len(mixed)
+    others = values.flip(0)[:count]
+    own = ((mixed.float().mean((1, 2, 3)) - others) / (values[:count] - others))[:, None, None, None]
+    expected = labels[:count] * own + labels.flip(0)[:count] * (1 - own)
+    torch.testing.assert_close(soft.float(), expected, atol=0.01, rtol=0)  # the pixels are rounded
 
 
 def test_timms_cutmix_is_refused_for_tokens() -> None:
