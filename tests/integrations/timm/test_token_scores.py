@@ -154,6 +154,12 @@ def test_a_grid_that_does_not_fit_is_an_error(make: Any, grid: tuple[int, int], 
         model(torch.rand(2, 3, 16 if make is tiny_volo else 32, 32))
 
 
+@pytest.mark.parametrize("make", [tiny_vit, tiny_volo])
+def test_patches_of_several_sizes_are_refused(make: Any) -> None:
+    with pytest.raises(UnsupportedModel, match=r"was given a dict and no images \[B, 3, H, W\].*--naflex-loader"):
+        with_token_scores(make(), (4, 4)).train()({"patches": torch.rand(2, 16, 192)})
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [

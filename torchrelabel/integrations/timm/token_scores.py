@@ -128,6 +128,7 @@ class _OfVolo(nn.Module):
         if not self.training:
             return super().forward(images)
         model: Any = self
+        _check_images(model, images)
         features, token_logits, box = model.forward_train(images)
         _check_grid(model, images, token_logits.shape[1])
         # timm's forward_train leaves the head of the class token out (test_a_volo_without_mixing_...).
@@ -143,6 +144,7 @@ class _OfEachToken(nn.Module):
         if not self.training:
             return super().forward(images, *args, **kwargs)
         model: Any = self
+        _check_images(model, images)
         features = model.forward_features(images, *args, **kwargs)
         tokens = self._tokens(features, images)
         token_logits = model.forward_head(tokens)
@@ -163,6 +165,14 @@ class _OfEachToken(nn.Module):
             _refuse_grid(self, images, f"{features.shape[1]} x {features.shape[2]}")
         shape = (1, 1, features.shape[3]) if channels_last else (features.shape[3], 1, 1)
         return features.reshape(-1, *shape)
+
+
+def _check_images(model: Any, images: Any) -> None:
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        raise UnsupportedModel(
+            f"{type(model).__name__} was given a {type(images).__name__} and no images [B, 3, H, W]. Patches of images of "
+            f"several sizes (--naflex-loader) have no one grid of tokens: train without --token-labels."
+        )
 
 
 def _check_grid(model: Any, images: Tensor, tokens: int) -> None:
