@@ -170,8 +170,8 @@ class _OfEachToken(nn.Module):
 def _check_images(model: Any, images: Any) -> None:
     if not isinstance(images, Tensor) or images.ndim != 4:
         raise UnsupportedModel(
-            f"{type(model).__name__} was given a {type(images).__name__} and no images [B, 3, H, W]. Patches of images of "
-            f"several sizes (--naflex-loader) have no one grid of tokens: train without --token-labels."
+            f"{type(model).__name__} was given a {type(images).__name__} and no images [B, 3, H, W]. Patches of "
+            f"images of several sizes (--naflex-loader) have no one grid of tokens: train without --token-labels."
         )
 
 
