@@ -65,7 +65,7 @@ def draw_crops(folder: Path, label_maps: Path, epochs: int, size: int, threshold
     records = read_scene_folder(folder).records
     known = [records[Path(path).relative_to(folder).as_posix()] for path, _ in images.samples]
     hot, shares = LabelPooling(activation="multi-hot", threshold=threshold), LabelPooling()
-    tokens = LabelPooling((4, 4))
+    tokens = LabelPooling((4, 4), activation="multi-hot", threshold=0.5)
     crops = torch.empty(epochs, len(dataset), 3, size, size, dtype=torch.uint8)
     labels = {row: torch.empty(epochs, len(dataset), CLASSES) for row in ROWS}
     labels["folder"][:] = one_hot(torch.tensor(images.targets), CLASSES)
@@ -80,7 +80,7 @@ def draw_crops(folder: Path, label_maps: Path, epochs: int, size: int, threshold
         whole = LabelMapBatch.stack([each.with_view(ViewBox(), each.canvas_size) for each in maps])
         labels["crop"][epoch], labels["shares"][epoch] = hot(batch), shares(batch)
         labels["whole"][epoch] = hot(whole)
-        labels["tokens"][epoch] = (tokens(batch).amax((2, 3)) >= 0.5).float()
+        labels["tokens"][epoch] = tokens(batch).amax((2, 3))
     return crops, labels
 
 
