@@ -131,7 +131,8 @@ torch.manual_seed(0)
 size = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
 model = create_model("vit_tiny_patch16_224", num_classes=7, **size)
 dataset = create_dataset("", root=ROOT, is_training=True)
-options = {"mean": (0.5,) * 3, "std": (0.3,) * 3, "num_workers": 0, "device": torch.device("cpu")}
+options = {"mean": (0.5,) * 3, "std": (0.3,) * 3, "num_workers": 0, "persistent_workers": False}
+options["device"] = torch.device("cpu")
 train = create_loader(dataset, (3, 32, 32), 7, is_training=True, **options)
 val = create_loader(create_dataset("", root=ROOT), (3, 32, 32), 7, **options)
 optimizer, loss_of = torch.optim.AdamW(model.parameters(), lr=1e-2), torch.nn.CrossEntropyLoss()

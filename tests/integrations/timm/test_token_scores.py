@@ -72,9 +72,9 @@ def test_each_token_has_the_scores_that_an_annotator_reads(name: str) -> None:
 
 def test_volo_has_its_own_dense_head_and_mixes_tokens_itself() -> None:
     model, images = tiny_volo(use_mix_token=True).train(), torch.rand(3, 3, 16, 32)
-    torch.manual_seed(1)
+    random_seed(1)
     features, token_logits, box = model.forward_train(images)
-    torch.manual_seed(1)
+    random_seed(1)
     scores = with_token_scores(model, (2, 4))(images)
     torch.testing.assert_close(scores.class_logits, model.head(features))
     torch.testing.assert_close(scores.token_logits, token_logits)
@@ -213,6 +213,7 @@ def test_timms_loader_gives_each_token_the_label_of_its_pixels(painted: Painted)
     loader = create_loader(
         dataset, (3, 80, 120), 7, is_training=True, hflip=0.5, vflip=0.5, color_jitter=None, mean=(0, 0, 0),
         std=(1, 1, 1), interpolation="bilinear", device=torch.device("cpu"), num_workers=0,
+        persistent_workers=False,
     )  # fmt: skip
     errors = [
         label_error(image[:, 40 * i : 40 * i + 40, 40 * j : 40 * j + 40], label[:, i, j])
