@@ -155,7 +155,7 @@ def test_an_unmodified_loop_trains_on_the_labels_of_tokens(painted: Painted, tmp
     result = invoke("timm-train", "--label-maps", str(painted.store), "--token-labels", "4", script(tmp_path, text))
     assert result.exit_code == 0, result.output
     losses = [float(line.split()[1]) for line in result.stdout.splitlines() if line.startswith("loss")]
-    assert losses[-1] < 0.8 * losses[0]
+    assert sum(losses[-10:]) / 10 < 0.85 * losses[0]
     assert "(7, 7, 4, 4)" in result.stdout
     assert "val (7, 7)" in result.stdout
 
