@@ -272,7 +272,7 @@ class LabelMapDataset(Dataset[Any]):
         canvas_size = (None if trace is None else trace.size) or size_of(sample.image) or (1, 1)
         sample.image = plain(sample.image)
         if sample.record is None:
-            sample.label = self._one_hot(sample.target)
+            sample.label = self._without_map(sample.target)
         elif self.pooling is None or isinstance(sample.record, LabelMap):
             sample.label = self._map(sample.record, canvas_size, view)
         else:
@@ -355,7 +355,7 @@ class LabelMapDataset(Dataset[Any]):
             if not isinstance(label, LabelMap):
                 raise ValueError("crop='full' pools the whole image after the pipeline: take PoolLabelMap() out of it.")
             label = label_map.with_view(label_map.view_box, label.canvas_size)
-        sample.image, sample.label = image, self._one_hot(sample.target) if sample.record is None else label
+        sample.image, sample.label = image, self._without_map(sample.target) if sample.record is None else label
 
     def _blended(self, label: Any, target: Any) -> Any:
         """A pooled label with its share of the one-hot one."""
@@ -363,6 +363,12 @@ class LabelMapDataset(Dataset[Any]):
             return label
         own = self._one_hot(target).to(label.device)
         return label.lerp(own.view(-1, *[1] * (label.ndim - 1)), self._onehot)
+
+    def _without_map(self, target: Any) -> Tensor:
+        """The one-hot label of an image, for each token where labels are pooled for tokens."""
+        label = self._one_hot(target)
+        grid = (1, 1) if self.pooling is None else self.pooling.output_size
+        return label if grid == (1, 1) else label[:, None, None].repeat(1, *grid)
 
     def _one_hot(self, target: Any) -> Tensor:
         try:
