@@ -61,19 +61,19 @@ def draw(found: list[rows.Row], path: Path) -> None:
     from matplotlib.figure import Figure
 
     shown = [row for row in found if row.ratio is not None]
-    figure = Figure(figsize=(9, 1 + 0.3 * len(shown)), layout="constrained")
+    figure = Figure(figsize=(8, 1 + 0.4 * len(shown)), layout="constrained")
     axes = figure.subplots()
     labels = [f"{row.name}\nagainst {row.other}" for row in shown]
     bars = axes.barh(labels, [row.ratio for row in shown], color=["C0" if row.ratio >= 1 else "C1" for row in shown])
-    axes.bar_label(bars, [f"{row.ratio:.2f}" for row in shown], fontsize=7, padding=2)
+    axes.bar_label(bars, [f"{row.ratio:.2f}" for row in shown], fontsize=9, padding=2)
     axes.set_xscale("log")
     axes.set_xticks(_TICKS, [f"{tick:g}" for tick in _TICKS])
     axes.set_xticks([], minor=True)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.invert_yaxis()
-    axes.tick_params(axis="y", labelsize=6)
+    axes.tick_params(axis="y", labelsize=9)
     axes.set_xlabel("times better")
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=130)
 
 
 if __name__ == "__main__":

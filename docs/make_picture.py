@@ -50,7 +50,8 @@ SHOWN = 3  # classes with a bar
 INK, GREY = "#1f2328", "#8c959f"
 WIDTH, HEIGHT = 1660, 960  # twice the width of a README, where a point is 0.7 pixels
 LARGE, NORMAL, SMALL = 22, 21, 16  # points
-DPI, QUALITY = 75, 80  # of the file: 100 and 80 would be 220 KB
+DPI, QUALITIES = 75, (80, 70, 60, 50)  # of the file: 100 and 80 would be 220 KB
+LARGEST = 150_000  # bytes of a picture, so that a checkout stays small
 
 
 def draw(photograph: PIL.Image.Image, store: LabelStore, key: str) -> Figure:
@@ -148,11 +149,25 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f}%" if share >= 0.005 else "<1%"
 
 
-def save(figure: Figure, output: Path) -> None:
-    """Write the picture as a JPEG, which is smaller than a PNG, with colours as sharp as the text needs."""
+def save(figure: Figure, output: Path, width: int = WIDTH * DPI // 100) -> None:
+    """Write the picture as a JPEG, which is smaller than a PNG, with colours as sharp as the text needs.
+
+    Args:
+        figure: The picture.
+        output: A JPEG.
+        width: In pixels.
+
+    Raises:
+        ValueError: If it takes more than 150 KB.
+    """
     pixels = io.BytesIO()
-    figure.savefig(pixels, dpi=DPI, format="png")
-    PIL.Image.open(pixels).convert("RGB").save(output, quality=QUALITY, subsampling=0, progressive=True)
+    figure.savefig(pixels, dpi=width / figure.get_figwidth(), format="png")
+    picture = PIL.Image.open(pixels).convert("RGB")
+    for quality in QUALITIES:
+        picture.save(output, quality=quality, subsampling=0, progressive=True)
+        if output.stat().st_size <= LARGEST:
+            return
+    raise ValueError(f"{output} is {output.stat().st_size} bytes large, and may have {LARGEST}. Make it less wide.")
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/gallery.md"])
 def test_the_pictures_of_a_page_are_files_of_at_most_150_kb(page):
     path = ROOT / page
     pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", path.read_text("utf-8"))

@@ -74,3 +74,13 @@ def test_a_path_from_here_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "birds" / "a").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "birds" / "a")
     assert key_as_typed("x.png", "..", KEYS) == "a/x.png"
+
+
+def test_a_path_into_the_folder_that_is_no_known_key_is_the_key_that_it_would_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise an error names the keys that are nearest to the path of the folder."""
+    (tmp_path / "birds" / "a").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert key_as_typed("birds/a/z.png", "birds", KEYS) == "a/z.png"
+    assert key_as_typed("elsewhere/z.png", "birds", KEYS) == "elsewhere/z.png"

@@ -589,7 +589,8 @@ def test_probabilities_have_no_temperature_and_no_softmax(arguments):
 @pytest.mark.parametrize("pool", [LabelPooling(), pool_dense])
 def test_only_label_maps_can_be_pooled(pool):
     words = (
-        "Only a LabelMap or a LabelMapBatch can be pooled, got Tensor. If it is a soft label, it was pooled already."
+        "Only a LabelMap or a LabelMapBatch can be pooled, got Tensor. If it is a soft label, it was pooled already. "
+        "Of a store's records, store.label_map(key) and store.soft_label(key, box) give maps and labels."
     )
     with pytest.raises(TypeError, match=f"^{re.escape(words)}"):
         pool(torch.zeros(10))

@@ -126,7 +126,7 @@ def test_panels_are_readable_whatever_the_shape_of_the_image(label_map, size):
 
 
 def test_a_gallery_has_each_image_beside_its_cells(label_map):
-    images = [PIL.Image.new("RGB", size) for size in ((60, 40), (400, 40), (30, 90), (60, 40))]
+    images = [PIL.Image.new("RGB", size) for size in ((60, 40), (400, 40), (30, 90), (60, 40), (60, 40))]
     pictures = [Picture(image, label_map, f"{number}.png") for number, image in enumerate(images)]
     figure = draw_gallery(pictures, class_names=[f"c{i}" for i in range(10)])
     frames = figure.subfigs
@@ -137,7 +137,33 @@ def test_a_gallery_has_each_image_beside_its_cells(label_map):
         assert image.images[0].get_array().shape[:2] == picture.image.size[::-1]
         assert colours_of_cells(cells)[0].shape == (2, 3, 3)
         assert [text.get_text() for text in frame.legends[0].get_texts()] == ["3 c3 67%", "7 c7 33%"]
-    assert frames[4].axes == []
+    assert frames[5].axes == []
+
+
+def test_a_class_has_one_colour_in_a_gallery_whichever_is_the_most_frequent():
+    def map_of(*classes):
+        return LabelMap(torch.full((1, 1, 3), 9.0), torch.tensor([[classes]]), num_classes=10, canvas_size=(40, 60))
+
+    maps = [map_of(4, 4, 2), map_of(2, 2, 4), map_of(7, 7, 2)]
+    figure = draw_gallery([Picture(PIL.Image.new("RGB", (60, 40)), label_map) for label_map in maps])
+    colours = {}
+    for frame in figure.subfigs:
+        (legend,) = frame.legends
+        for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True):
+            colours.setdefault(text.get_text().split()[0], set()).add(handle.get_facecolor())
+    assert sorted(colours) == ["2", "4", "7"]
+    assert len(set.union(*colours.values())) == len(colours)
+
+
+def test_a_gallery_of_flat_images_is_as_low_as_they_are(label_map):
+    flat, square = (
+        draw_gallery([Picture(PIL.Image.new("RGB", size), label_map)] * 4) for size in ((180, 100), (100, 100))
+    )
+    assert len(flat.subfigs) == 4  # two by two
+    assert flat.get_figheight() < square.get_figheight()
+    for figure in (flat, square):
+        figure.draw_without_rendering()
+        assert figure.axes[0].get_window_extent().width > 0.42 * figure.bbox.width / 2
 
 
 def test_a_gallery_of_nothing_is_refused():

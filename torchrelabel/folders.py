@@ -124,17 +124,21 @@ def key_as_typed(typed: str, root: str | os.PathLike[str], known: Container[str]
         known: The keys that there are.
 
     Returns:
-        The first of these readings that is a known key; ``typed`` as it is if none is.
+        The first of these readings that is a known key. If none is, a path into the folder as the key that it would be,
+        so that an error can name similar ones, and anything else as it is.
     """
     slashed = os.path.normpath(typed).replace(os.sep, "/")
     readings = [typed, slashed]
+    unknown = typed
     for resolve in (os.path.abspath, os.path.realpath):
         try:
             inside = os.path.relpath(resolve(typed), resolve(root)).replace(os.sep, "/")
         except ValueError:  # another drive, on Windows
             continue
         readings.append(inside)
+        if unknown == typed and not inside.startswith(".."):
+            unknown = inside
     first, _, rest = slashed.partition("/")
     if first == os.path.basename(os.path.abspath(root)):
         readings.append(rest)
-    return next((key for key in readings if key and key[0] != "/" and key in known), typed)
+    return next((key for key in readings if key and key[0] != "/" and key in known), unknown)

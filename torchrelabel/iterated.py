@@ -37,9 +37,9 @@ class IteratedLearning:
         k2: Steps of each phase with the teacher's. 0: only the labels given, which is plain BCE.
         threshold: Above which probability the teacher's class is a label.
         empty: What the labels are where no class passes: ``"given"``, the labels given; ``"best"``, the teacher's best
-            class, which a teacher that has learnt nothing yet makes the network learn by heart; or ``"zeros"``, none,
+            class, which a teacher that has learnt nothing yet makes the network memorise; or ``"zeros"``, none,
             as in the authors' code, which teaches the network to be silent.
-        keep_given: Whether the labels given stay labels beside the teacher's.
+        keep_given: Whether the labels given stay labels in addition to the teacher's.
         target_threshold: For soft labels given (label maps, mixing): above which share a class is a label; None learns
             the shares as they are.
         initial_bias: Set the bias of the model's last layer to -log C, such that every class begins with a probability

@@ -226,7 +226,7 @@ def dense_scores(label_maps: LabelMap | LabelMapBatch, fill: str = "auto") -> Te
 def pool_dense(label_maps: LabelMap | LabelMapBatch, pooling: LabelPooling | None = None) -> Tensor:
     """The slow reference of :class:`LabelPooling`: ``roi_align`` on the dense map, one image at a time.
 
-    It needs ``C * h * w`` numbers an image and about a hundred times as long. The tests hold the fast way to it.
+    It needs ``C * h * w`` numbers an image and about a hundred times as long. The tests compare the fast way with it.
 
     Args:
         label_maps: One map, or a batch of them.
@@ -285,7 +285,8 @@ def _check_type(label_maps: Any) -> None:
     if not isinstance(label_maps, (LabelMap, LabelMapBatch)):
         raise TypeError(
             f"Only a LabelMap or a LabelMapBatch can be pooled, got {type(label_maps).__name__}. "
-            f"If it is a soft label, it was pooled already."
+            f"If it is a soft label, it was pooled already. Of a store's records, store.label_map(key) and "
+            f"store.soft_label(key, box) give maps and labels."
         )
 
 

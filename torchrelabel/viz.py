@@ -42,6 +42,7 @@ _SMALLEST_SHARE = 0.005
 _PANEL_AREA = 7.0  # in square inches
 _LEGEND_WIDTH = 3.2
 _LETTERS = 24
+_GALLERY_WIDTH, _GALLERY_WORDS = 6.0, 1.1  # in inches, of each picture
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ def draw_label_map(
     axes = [figure.add_subplot(grid[divmod(number, columns)]) for number in range(panels)]
     _draw_image(axes[0], picture)
     axes[0].set_title("image and crop", fontsize=9)
-    top = _draw_top_classes(axes[1], picture, probabilities)
+    top = _draw_top_classes(axes[1], picture, probabilities, {})
     axes[1].set_title("top class of each cell\nfuller: more certain", fontsize=9)
     grey = np.asarray(image.convert("L"))
     for axis, index in zip(axes[2:], seen, strict=True):
@@ -239,12 +240,16 @@ def draw_gallery(
 
     if not pictures:
         raise ValueError("A gallery needs one picture or more, got none.")
-    columns = min(len(pictures), 3)
-    rows = math.ceil(len(pictures) / columns)
-    figure = Figure(figsize=(6.0 * columns, 3.6 * rows), layout="constrained")
-    frames = figure.subfigures(rows, columns, squeeze=False)
+    columns = 2 if len(pictures) == 4 else min(len(pictures), 3)
+    heights = [
+        max(_gallery_height(picture.image) for picture in pictures[start : start + columns])
+        for start in range(0, len(pictures), columns)
+    ]
+    figure = Figure(figsize=(_GALLERY_WIDTH * columns, sum(heights)), layout="constrained")
+    frames = figure.subfigures(len(heights), columns, squeeze=False, height_ratios=heights)
+    known: dict[int, str] = {}
     for frame, picture in zip(frames.flat, pictures, strict=False):
-        _draw_in_gallery(frame, picture, class_names, pooling or LabelPooling(), bars)
+        _draw_in_gallery(frame, picture, class_names, pooling or LabelPooling(), bars, known)
     return figure
 
 
@@ -254,24 +259,35 @@ def _draw_in_gallery(
     class_names: Sequence[str] | None,
     pooling: LabelPooling,
     bars: int,
+    known: dict[int, str],
 ) -> None:
     from matplotlib.patches import Patch
 
-    flat = picture.image.width > 2 * picture.image.height
-    axes = frame.subplots(*((2, 1) if flat else (1, 2)))
+    axes = frame.subplots(*((2, 1) if _is_flat(picture.image) else (1, 2)))
     _draw_image(axes[0], picture)
-    top = _draw_top_classes(axes[1], picture, cell_probabilities(picture.label_map))
+    top = _draw_top_classes(axes[1], picture, cell_probabilities(picture.label_map), known)
     handles = [
         Patch(color=colour, label=f"{_shown(index, class_names)} {share:.0%}") for index, share, colour in top[:4]
     ]
-    frame.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    frame.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
     label = pooling(picture.label_map)
     best = label.topk(min(bars, len(label)))
     words = ", ".join(
         f"{_shown(index, class_names)} {share:.2f}"
         for index, share in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     )
-    frame.suptitle(f"{_cut(picture.title, 60)}\nlabel: {words}", fontsize=8)
+    frame.suptitle(f"{_cut(picture.title, 60)}\nlabel: {words}", fontsize=9)
+
+
+def _is_flat(image: PIL.Image.Image) -> bool:
+    """Whether an image and its map are drawn above each other, and not beside each other."""
+    return image.width > 2 * image.height
+
+
+def _gallery_height(image: PIL.Image.Image) -> float:
+    """Height in inches of an image and its map in a gallery, with the words above and below."""
+    across, down = (1, 2) if _is_flat(image) else (2, 1)
+    return _GALLERY_WORDS + min(_GALLERY_WIDTH / across * image.height / image.width * down, _GALLERY_WIDTH / 2)
 
 
 def _panel_size(size: tuple[int, int]) -> tuple[float, float]:
@@ -287,8 +303,16 @@ def _draw_image(axis: Axes, picture: Picture) -> None:
     axis.set_axis_off()
 
 
-def _draw_top_classes(axis: Axes, picture: Picture, probabilities: Tensor) -> list[tuple[int, float, str]]:
+def _draw_top_classes(
+    axis: Axes, picture: Picture, probabilities: Tensor, known: dict[int, str]
+) -> list[tuple[int, float, str]]:
     """Colour each cell by its top class, the more certain the fuller.
+
+    Args:
+        axis: Where to draw.
+        picture: The image.
+        probabilities: Of its cells, ``[C, h, w]``.
+        known: The colours of classes in the pictures before; those of this one are added.
 
     Returns:
         Class, share of the cells, and colour, the most frequent first.
@@ -296,10 +320,9 @@ def _draw_top_classes(axis: Axes, picture: Picture, probabilities: Tensor) -> li
     from matplotlib.colors import to_rgb
 
     share, classes = probabilities.max(0)
-    top = [
-        (index, of_cells, _COLOURS[rank] if rank < len(_COLOURS) else _OTHER)
-        for rank, (index, of_cells) in enumerate(_top_classes(probabilities))
-    ]
+    frequent = _top_classes(probabilities)
+    colours_of = _choose_colours([index for index, _ in frequent], known)
+    top = [(index, of_cells, colour) for (index, of_cells), colour in zip(frequent, colours_of, strict=True)]
     colours = np.zeros((*classes.shape, 4))
     for index, _, colour in top:
         colours[(classes == index).numpy(), :3] = to_rgb(colour)
@@ -314,6 +337,23 @@ def _draw_top_classes(axis: Axes, picture: Picture, probabilities: Tensor) -> li
     _draw_box(axis, picture)
     axis.set_axis_off()
     return top
+
+
+def _choose_colours(classes: Sequence[int], known: dict[int, str]) -> list[str]:
+    """A colour for each class of a picture: the one that it has had, or one that says nothing else if there is any."""
+    chosen: list[str] = []
+    for index in classes:
+        colour = known.get(index)
+        if colour is None or colour in chosen:
+            free = [each for each in _COLOURS if each not in chosen]
+            to_come = {known.get(other) for other in classes}
+            colour = next(
+                (each for taken in (known.values(), to_come, ()) for each in free if each not in taken), _OTHER
+            )
+        chosen.append(colour)
+        if colour != _OTHER:
+            known.setdefault(index, colour)
+    return chosen
 
 
 def _top_classes(probabilities: Tensor) -> list[tuple[int, float]]:

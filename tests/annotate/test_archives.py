@@ -79,6 +79,21 @@ def test_a_tar_file_of_a_folder_s_content_has_the_keys_of_the_folder(tmp_path: P
     assert [dataset[index][1].shape for index in range(3)] == [(1000,)] * 3
 
 
+def test_files_of_a_tar_file_that_timm_does_not_read_are_counted_and_said(tmp_path: Path) -> None:
+    """Of a folder, .gif and .webp are annotated; of a tar file neither timm's training nor annotate takes them."""
+    make_folder(tmp_path / "birds", [*NAMES, "b/x.gif", "b/y.webp", "b/z.GIF"], size=(40, 30))
+    (tmp_path / "birds" / "notes").write_text("no image")
+    for inside in (".", "birds"):
+        with tarfile.open(tmp_path / "birds.tar", "w") as tar:
+            tar.add(tmp_path / "birds", inside)
+        found = read_dataset("", tmp_path / "birds.tar")
+        assert len(found.keys) == 3
+        assert found.left_out == {".gif": 2, ".webp": 1, "": 1}
+    notes = annotate(tmp_path / "birds.tar", tmp_path / "maps", **OPTIONS).notes
+    words = "Left out, since timm takes nothing but .jpeg, .jpg, .png out of tar files: 4 files (2 .gif, "
+    assert [note for note in notes if note.startswith(words)]
+
+
 class Unnamed:
     """A reader as timm's of Hugging Face's data sets."""
 

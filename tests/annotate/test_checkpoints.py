@@ -98,8 +98,8 @@ def test_what_was_dropped_and_what_was_not_used_is_noted(tmp_path: Path) -> None
     state = make_model("resnet10t", num_classes=7).state_dict()
     torch.save(of_lightning(state), tmp_path / "last.ckpt")
     assert from_checkpoint(tmp_path / "last.ckpt").notes == (
-        "The names of the weights in the checkpoint begin with 'model.', which was dropped, and 1 others "
-        "(criterion.weight) were not used.",
+        "The names of the weights in the checkpoint begin with 'model.', which was dropped; what does not "
+        "begin so (criterion.weight) was not used.",
     )
     torch.save(of_torchvisions_references(state), tmp_path / "model.pth")
     assert from_checkpoint(tmp_path / "model.pth").notes == (

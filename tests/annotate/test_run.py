@@ -345,7 +345,7 @@ def test_a_wrong_model_is_refused_before_the_images_are_listed(
     """Of a million files that takes minutes."""
     monkeypatch.setattr("torchrelabel.annotate.timm_models._hub_answers", lambda: False)
     monkeypatch.setattr("torchrelabel.annotate.timm_models._kept", lambda *_: None)
-    monkeypatch.setattr(torchrelabel.annotate.run, "find_images", lambda *_, **__: pytest.fail("images were listed"))
+    monkeypatch.setattr(torchrelabel.annotate.run, "find_data", lambda *_, **__: pytest.fail("images were listed"))
     with pytest.raises(error, match=words):
         run(folder, store, **({"model": "resnet10t", "pretrained": False} | options))
 

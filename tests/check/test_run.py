@@ -376,7 +376,7 @@ def test_weights_that_cannot_be_fetched_name_no_option_that_check_does_not_have(
     ],
 )
 def test_a_wrong_model_is_refused_before_the_images_are_listed(painted, monkeypatch, options, words):
-    monkeypatch.setattr("torchrelabel.check.run.find_images", lambda *_, **__: pytest.fail("images were listed"))
+    monkeypatch.setattr("torchrelabel.check.run.find_data", lambda *_, **__: pytest.fail("images were listed"))
     with pytest.raises((ValueError, FileNotFoundError), match=words):
         run(painted, **options)
 

@@ -63,7 +63,7 @@ def test_losses_are_listed_and_give_status_three(tree: Path, store: Path) -> Non
 def test_what_matches_nothing_gives_status_three(tree: Path, store: Path) -> None:
     save_image(tree.parent / "train/n01/0.JPEG")
     save_image(tree.parent / "train/n01/new.JPEG")
-    result = run("relabel", tree, "-o", store, "--data", tree.parent / "train")
+    result = run("relabel", tree, tree.parent / "train", "-o", store)
     assert result.exit_code == 3
     assert "image without a map: n01/new.JPEG" in result.stdout
     assert "map without an image: n01/1\n" in result.stdout
@@ -93,7 +93,7 @@ def test_token_labeling_says_how_much_is_not_covered(tree: Path, store: Path) ->
     for seed in range(3):
         save(tree / f"n01/{seed}.pt", tensor(seed).half())
         save_image(tree.parent / f"train/n01/{seed}.JPEG", 40, 10)
-    result = run("token-labeling", tree, "-o", store, "--data", tree.parent / "train")
+    result = run("token-labeling", tree, tree.parent / "train", "-o", store)
     assert result.exit_code == 0
     assert "3 maps cover only a part of their image; on average over all, 75.0% of an image is not" in result.stdout
 
@@ -118,7 +118,7 @@ def test_a_table_is_imported(tmp_path: Path, store: Path) -> None:
         (["relabel", "nowhere"], "Error: There is no folder 'nowhere'."),
         (["relabel", "relabel", "--num-classes", "3"], "Error: Not one of 3 files tried in 'relabel' is a label map"),
         (["relabel", "relabel", "-o", "relabel"], "is no label store"),
-        (["token-labeling", "relabel"], "so the sizes of the images are needed: give --data"),
+        (["token-labeling", "relabel"], "so the sizes of the images are needed: give their folder (DATA)"),
         (["multilabel-tsv", "relabel"], "Error: 'relabel' is a folder, and this format is one file"),
     ],
     ids=["missing", "another format", "no store", "no sizes", "folder"],

@@ -200,7 +200,7 @@ def test_show_of_an_unknown_key_names_the_nearest(inside):
 def test_show_without_the_image_says_what_helps(inside):
     result = invoke("show", "maps.lmdb", "elsewhere", KEYS[1])
     assert result.exit_code == 1
-    assert "Give the folder that was annotated into " in result.stderr
+    assert "in elsewhere. Give what was annotated into " in result.stderr
 
 
 def test_a_crop_that_is_no_box_is_wrong_use(inside):

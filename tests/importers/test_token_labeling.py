@@ -107,7 +107,9 @@ def test_a_smaller_crop_covers_less_of_every_image(tree: Path, images: Path, sto
 
 
 def test_without_the_images_sizes_it_refuses(tree: Path, store: Path) -> None:
-    with pytest.raises(ValueError, match=r"so the sizes of the images are needed: give --data .*, or --assume-square"):
+    with pytest.raises(
+        ValueError, match=r"so the sizes of the images are needed: give their folder .DATA., or --assume-square"
+    ):
         run(tree, store)
     assert not store.exists()
 

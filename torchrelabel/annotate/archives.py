@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch.utils.data import IterableDataset
 
 from torchrelabel.annotate.images import ImagesFound
 from torchrelabel.data.keys import class_indices, image_field, reader_key, shard_key
+from torchrelabel.folders import printable
 
 __all__ = ["ImagesInShards", "ImagesRead", "read_dataset"]
 
@@ -30,13 +32,18 @@ class ImagesRead(ImagesFound):
     reader: Any
     numbers: dict[str, int]
 
-    def class_of(self, key: str) -> int | None:
-        """Return the index of the folder that an image lies in; None if that is no class folder."""
-        folder = os.path.basename(os.path.dirname(key))
-        return self.class_to_idx.get(folder) if self.class_to_idx else None
+    def folder_of(self, key: str) -> str:
+        """Return the name of the folder that an image lies in, which timm's readers take for its class."""
+        return os.path.basename(os.path.dirname(key))
 
     def open(self, key: str) -> IO[bytes]:
-        """Open an image."""
+        """Open an image.
+
+        Raises:
+            FileNotFoundError: If it is not in the data set.
+        """
+        if key not in self.numbers:
+            raise FileNotFoundError(f"{printable(key)} is not in {self.root}.")
         file: IO[bytes] = self.reader[self.numbers[key]][0]
         return file
 
@@ -52,7 +59,13 @@ class ImagesInShards(ImagesFound):
     places: dict[str, tuple[str, int, int]]
 
     def open(self, key: str) -> IO[bytes]:
-        """Open an image."""
+        """Open an image.
+
+        Raises:
+            FileNotFoundError: If it is in none of the shards.
+        """
+        if key not in self.places:
+            raise FileNotFoundError(f"{printable(key)} is not in {self.root}.")
         shard, start, size = self.places[key]
         with open(shard, "rb") as file:
             file.seek(start)
@@ -77,6 +90,7 @@ def read_dataset(name: str, root: str | os.PathLike[str] | None = None, split: s
         OSError: If a shard cannot be read.
     """
     from timm.data.dataset_factory import create_dataset
+    from timm.data.readers import img_extensions
     from timm.data.readers.reader_wds import ReaderWds
 
     if name.lower().startswith("wds/") and ".tar" in split and "|" not in split:
@@ -104,7 +118,28 @@ def read_dataset(name: str, root: str | os.PathLike[str] | None = None, split: s
                 f"that name. Give the images names of their own."
             )
         numbers[key] = number
-    return ImagesRead(Path(root or name), sorted(numbers), class_indices(dataset), [], reader, numbers)
+    left_out: Counter[str] = Counter()
+    if not name and root is not None and os.path.isfile(root):
+        left_out = _left_out(root, set(names))
+    return ImagesRead(
+        Path(root or name),
+        sorted(numbers),
+        class_indices(dataset),
+        [],
+        reader,
+        numbers,
+        left_out=left_out,
+        why_left_out=f"timm takes nothing but {', '.join(sorted(img_extensions.IMG_EXTENSIONS))} out of tar files",
+    )
+
+
+def _left_out(archive: str | os.PathLike[str], images: set[str]) -> Counter[str]:
+    """How many files of a tar file are none of its images, by their extensions; tar files in it are looked into."""
+    with tarfile.open(archive) as tar:
+        others = [member.name for member in tar if member.isfile() and _without_dot(member.name) not in images]
+    extensions = Counter(os.path.splitext(name)[1].lower() for name in others)
+    del extensions[".tar"]
+    return extensions
 
 
 def _read_shards(reader: Any, root: Path) -> ImagesInShards:

@@ -189,7 +189,7 @@ def fit(checkpoint: Checkpoint, model: nn.Module, name: str) -> list[str]:
         notes.append(f"The checkpoint also holds {_listed(checkpoint.others)}; --state-dict-key takes another one.")
     if prefix:
         rest = [each for each in checkpoint.state_dict if not each.startswith(prefix)]
-        unused = f", and {len(rest)} others ({_listed(rest)}) were not used" if rest else ""
+        unused = f"; what does not begin so ({_listed(rest)}) was not used" if rest else ""
         notes.append(f"The names of the weights in the checkpoint begin with {prefix!r}, which was dropped{unused}.")
     return notes
 

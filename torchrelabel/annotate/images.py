@@ -51,6 +51,7 @@ class ImagesFound:
             None for a flat folder.
         problems: Folders that could not be looked into, as (path, reason).
         left_out: How many files are no images, by their extensions (``""`` for none).
+        why_left_out: What is said of these.
     """
 
     root: Path
@@ -58,11 +59,16 @@ class ImagesFound:
     class_to_idx: dict[str, int] | None
     problems: list[tuple[str, str]]
     left_out: Mapping[str, int] = field(default_factory=dict, kw_only=True)
+    why_left_out: str = field(default="they are no images by their names", kw_only=True)
+
+    def folder_of(self, key: str) -> str:
+        """Return the name of the folder that says the class of an image; empty if it lies in none."""
+        folder, separator, _ = key.partition("/")
+        return folder if separator else ""
 
     def class_of(self, key: str) -> int | None:
         """Return the index of the class folder that an image lies in; None if it lies in none."""
-        folder, separator, _ = key.partition("/")
-        return self.class_to_idx.get(folder) if self.class_to_idx and separator else None
+        return self.class_to_idx.get(self.folder_of(key)) if self.class_to_idx else None
 
     def folders_are_classes(self, num_classes: int) -> bool:
         """Whether there is one class folder for each of so many classes."""

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from torchrelabel.annotate.annotator import Annotator, TimmOptions, check_request, spaced
-from torchrelabel.annotate.archives import read_dataset
 from torchrelabel.annotate.calibrate import FEWEST_IMAGES, CropFit, calibrate
 from torchrelabel.annotate.class_names import read_class_names
-from torchrelabel.annotate.images import Exif, ImagesFound, find_images
+from torchrelabel.annotate.images import Exif, ImagesFound
 from torchrelabel.annotate.plan import is_done, settle_shards, share_out, store_settings
 from torchrelabel.annotate.rank import Rank
 from torchrelabel.annotate.recording import FolderLabels, Recorder
 from torchrelabel.annotate.scoring import load_images, score_batches
+from torchrelabel.annotate.sources import check_split, find_data
 from torchrelabel.annotate.summary import Notes, Summary
 from torchrelabel.annotate.timm_models import require_weights
 from torchrelabel.errors import UnsupportedModel
@@ -168,11 +168,7 @@ def check_arguments(
             raise ValueError(f"{name} must be {lowest} or more, got {value}.")
     if exif not in ("ignore", "apply"):
         raise ValueError(f"exif must be 'ignore' or 'apply', got {exif!r}.")
-    if dataset is None and split != "train":
-        raise ValueError(
-            f"split={split!r} is a part of a data set that timm reads by name, and there is no dataset=. Name one, or "
-            f"give the folder of the part itself."
-        )
+    check_split(dataset, split)
 
 
 def plan_annotator(
@@ -234,12 +230,7 @@ def _find(data: str | os.PathLike[str], output: Path, dataset: str | None, split
     Raises:
         ValueError: If there is none.
     """
-    if dataset is None and not (os.fspath(data).endswith(".tar") and os.path.isfile(data)):
-        found = find_images(data, skip=[output])
-    else:
-        # Hugging Face keeps its data sets in a folder that it chooses, unless told otherwise.
-        elsewhere = os.fspath(data) == "." and (dataset or "").lower().startswith("hfds/")
-        found = read_dataset(dataset or "", None if elsewhere else data, split)
+    found = find_data(data, dataset, split, skip=[output])
     require_images(found)
     return found
 
@@ -264,7 +255,7 @@ def say_of_folder(say: Notes, found: ImagesFound, output: Path) -> None:
     for path, reason in found.problems:
         say(f"Not looked into: {path} ({reason})")
     if found.left_out:
-        say(f"Left out, since they are no images by their names: {_kinds(found.left_out)}.")
+        say(f"Left out, since {found.why_left_out}: {_kinds(found.left_out)}.")
     if found.class_to_idx and os.path.realpath(output.absolute().parent) == os.path.realpath(found.root):
         say(
             f"{output.name} will lie among the class folders, and ImageFolder would take it for one of them: move it "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from torch.nn.functional import kl_div
 
 from torchrelabel.annotate import Annotator, Commuting
 from torchrelabel.annotate.crops import draw_crops, pool_crops
-from torchrelabel.annotate.images import exif_of, open_image, reason_of, squashed
+from torchrelabel.annotate.images import ImagesFound, exif_of, load_image, reason_of, squashed
 from torchrelabel.check.orientation import Vote, transposed
 from torchrelabel.data.records import label_map_of
 from torchrelabel.store import LabelStore
@@ -87,7 +86,7 @@ class _View:
 
 def compare_crops(
     store: LabelStore,
-    root: str | os.PathLike[str],
+    found: ImagesFound,
     keys: Iterable[tuple[str, int]],
     annotator: Annotator,
     *,
@@ -99,7 +98,7 @@ def compare_crops(
 
     Args:
         store: The label maps.
-        root: The folder of the images.
+        found: The images.
         keys: Images, each with the number of crops to draw.
         annotator: It predicts on every crop, squashed to its input size.
         seed: Of the crops.
@@ -114,7 +113,7 @@ def compare_crops(
     cell_votes: list[Vote] = []
     top_classes: dict[str, int] = {}
     commuting: list[tuple[int, Commuting]] = []
-    for views in _batches(_views(store, root, keys, annotator, seed, broken), batch_size):
+    for views in _batches(_views(store, found, keys, annotator, seed, broken), batch_size):
         images = annotator.normalise(torch.stack([view.pixels for view in views]))
         with torch.inference_mode():
             predicted = annotator.head.model(images).float().log_softmax(1).cpu()
@@ -153,7 +152,7 @@ def compare_crops(
 
 def _views(
     store: LabelStore,
-    root: str | os.PathLike[str],
+    found: ImagesFound,
     keys: Iterable[tuple[str, int]],
     annotator: Annotator,
     seed: int,
@@ -163,7 +162,8 @@ def _views(
     for key, count in keys:
         try:
             record = store[key]
-            image = open_image(os.path.join(root, key), exif_of(store.header))
+            with found.open(key) as file:
+                image = load_image(file, exif_of(store.header))
         except Exception as error:  # PIL raises nearly anything for damaged files
             broken[key] = reason_of(error)
             continue

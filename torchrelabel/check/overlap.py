@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchrelabel.annotate.crops import draw_crops, pool_crops
-from torchrelabel.annotate.images import exif_of, open_image, reason_of
+from torchrelabel.annotate.images import ImagesFound, exif_of, load_image, reason_of
 from torchrelabel.check.boxes import BoxFolder, OddXml, iou, read_boxes
 from torchrelabel.check.orientation import Vote, transposed
 from torchrelabel.data.records import label_map_of
@@ -57,7 +56,7 @@ class Overlap:
 
 def compare_boxes(
     store: LabelStore,
-    root: str | os.PathLike[str],
+    found: ImagesFound,
     keys: Iterable[str],
     folder: BoxFolder,
     table: Mapping[str, int],
@@ -72,7 +71,7 @@ def compare_boxes(
 
     Args:
         store: The label maps.
-        root: The folder of the images.
+        found: The images.
         keys: Images to look at, in this order.
         folder: Their boxes.
         table: From the name of a class, as boxes and class folders have it, to its index.
@@ -101,7 +100,8 @@ def compare_boxes(
             if not boxes.names:
                 continue
             record = store[key]
-            image = open_image(os.path.join(root, key), exif_of(store.header))
+            with found.open(key) as file:
+                image = load_image(file, exif_of(store.header))
             boxes_in_image = boxes.in_image(image.height, image.width)
         except OddXml as error:
             bad_xml[key if path is None else str(path)] = str(error)
@@ -119,7 +119,7 @@ def compare_boxes(
         # In pixels: the ratio of two areas is the same in fractions, but for rounding.
         overlaps.append(iou(drawn, boxes_in_image * size).amax(1))
         confidences.append(pool_crops(label_map, drawn / size).amax(1).exp())
-        classes = _classes_of(boxes.names, key, table)
+        classes = _classes_of(boxes.names, found.folder_of(key), table)
         unknown += sum(index is None for index in classes)
         stored = _hits(label_map, boxes_in_image, classes)
         swapped = _hits(transposed(label_map), boxes_in_image, classes)
@@ -146,12 +146,12 @@ def compare_boxes(
     )
 
 
-def _classes_of(names: Iterable[str], key: str, table: Mapping[str, int]) -> list[int | None]:
+def _classes_of(names: Iterable[str], folder: str, table: Mapping[str, int]) -> list[int | None]:
     """The class of each box; that of the image's folder where none of the names is one of the store's."""
     classes = [table.get(name) for name in names]
     if any(index is not None for index in classes):
         return classes
-    return [table.get(key.partition("/")[0])] * len(classes)
+    return [table.get(folder)] * len(classes)
 
 
 def _hits(label_map: LabelMap, boxes_in_image: Tensor, classes: Iterable[int | None]) -> tuple[int, int]:

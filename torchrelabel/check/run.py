@@ -15,8 +15,9 @@ import torch
 from torchrelabel.annotate import Annotator
 from torchrelabel.annotate.class_names import imagenet_synsets
 from torchrelabel.annotate.crops import pool_crops
-from torchrelabel.annotate.images import ImagesFound, find_images
+from torchrelabel.annotate.images import ImagesFound
 from torchrelabel.annotate.made_by import annotator_of, check_annotator_of, differences
+from torchrelabel.annotate.sources import check_split, find_data
 from torchrelabel.check.agreement import compare_crops
 from torchrelabel.check.boxes import BoxFolder, OddXml
 from torchrelabel.check.orientation import orientation
@@ -41,6 +42,8 @@ def check(
     store: LabelStore | str | os.PathLike[str],
     data: str | os.PathLike[str],
     *,
+    dataset: str | None = None,
+    split: str = "train",
     model: str | Annotator | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     state_dict_key: str | None = None,
@@ -58,7 +61,9 @@ def check(
 
     Args:
         store: The label maps.
-        data: The folder of the images.
+        data: The folder of the images, or a tar file.
+        dataset: A data set by the name under which timm reads it; ``data`` is then where it is kept.
+        split: Which part of ``dataset``.
         model: A model of timm's by name, or an annotator. If left out while ``checkpoint`` is given, the one that the
             store names. By name, the one that made the store gets the store's mean, std and interpolation, and the
             same random weights if they were random.
@@ -89,6 +94,7 @@ def check(
     for name, value in (("crops", crops), ("box_images", box_images), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be 1 or more, got {value}.")
+    check_split(dataset, split)
     store = store if isinstance(store, LabelStore) else LabelStore(store)
     header = store.header
     with_model = model is not None or checkpoint is not None
@@ -102,7 +108,7 @@ def check(
     }
     if with_model:  # a wrong name should not wait until a million files are listed
         check_annotator_of(header, **build)
-    found = find_images(data, skip=[store.path])
+    found = find_data(data, dataset, split, skip=[store.path])
     keys = _with_map(store, found)
     report = Report(str(store.path), os.fspath(data), seed, len(found.keys), len(found.keys) - len(keys))
     report.notes += [f"Not looked into: {path} ({reason})" for path, reason in found.problems]
@@ -127,7 +133,7 @@ def check(
         counts = [(key, share + (number < rest)) for number, key in enumerate(sample)]
         agreement = compare_crops(
             store,
-            data,
+            found,
             progress(counts, len(counts), "crops"),
             annotator,
             seed=seed,
@@ -145,14 +151,14 @@ def check(
                     f"the cells have the model's top class: these maps were changed, or are of other images."
                 )
         top_classes = {} if agreement is None else agreement.top_classes
-        report.folder = _folder_agreement(store, top_classes, top_classes, table, report.broken)
+        report.folder = _folder_agreement(store, found, top_classes, top_classes, table, report.broken)
     else:
-        report.folder = _folder_agreement(store, keys[:crops], None, table, report.broken)
+        report.folder = _folder_agreement(store, found, keys[:crops], None, table, report.broken)
 
     if boxes is not None and box_folder is not None:
         report.overlap = compare_boxes(
             store,
-            data,
+            found,
             progress(keys, min(len(keys), box_images), "boxes"),
             box_folder,
             # A name that the store gives to a class is as certain as a folder's.
@@ -242,6 +248,7 @@ def _imagenet_indices(num_classes: int) -> dict[str, int]:
 
 def _folder_agreement(
     store: LabelStore,
+    found: ImagesFound,
     keys: Iterable[str],
     top_classes: dict[str, int] | None,
     table: dict[str, int],
@@ -251,7 +258,7 @@ def _folder_agreement(
     hits, model_hits = [], []
     mistaken: Counter[tuple[int, int]] = Counter()
     for key in keys:
-        label = table.get(key.partition("/")[0]) if "/" in key else None
+        label = table.get(found.folder_of(key))
         if label is None:
             continue
         try:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
@@ -74,6 +75,28 @@ class Picture(click.Path):
         except (ValueError, FileNotFoundError) as error:
             self.fail(str(error), param, ctx)
         return path
+
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def data_options(command: Command) -> Command:
+    """The options of every command whose DATA may be more than a folder or a tar file."""
+    for option in (
+        click.option(
+            "--split",
+            default="train",
+            show_default=True,
+            help="Which part of --dataset; of shards also train-{000..146}.tar.",
+        ),
+        click.option(
+            "--dataset",
+            metavar="NAME",
+            help="Read what timm reads by this name: folder, wds/..., hfds/...; kept in DATA.",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def _modules() -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from torchrelabel.cli import DONE_WITH_LOSSES
+from torchrelabel.cli import DONE_WITH_LOSSES, data_options
 from torchrelabel.folders import printable
 
 if TYPE_CHECKING:
@@ -24,8 +24,9 @@ _OPTIONS_OF = {"torchrun": ("split", "workers"), "ray": ("num_actors", "image_co
 
 
 @click.command(
+    short_help="Write the label maps of a folder of images.",
     epilog="Example: torchrelabel annotate imagenet/train --model tf_efficientnet_l2.ns_jft_in1k_475 "
-    "-o imagenet.lmdb --amp. On four GPUs: torchrun --nproc-per-node 4 -m torchrelabel annotate ..."
+    "-o imagenet.lmdb --amp. On four GPUs: torchrun --nproc-per-node 4 -m torchrelabel annotate ...",
 )
 @click.argument("data", default=".", type=click.Path())
 @click.option(
@@ -35,12 +36,7 @@ _OPTIONS_OF = {"torchrun": ("split", "workers"), "ray": ("num_actors", "image_co
     help="A classifier of timm's, with or without a tag; hf-hub:OWNER/NAME, or local-dir:FOLDER.",
 )
 @click.option("-o", "--output", default="maps.lmdb", show_default=True, type=click.Path(), help="The store to write.")
-@click.option(
-    "--dataset", metavar="NAME", help="Read what timm reads by this name: folder, wds/..., hfds/...; kept in DATA."
-)
-@click.option(
-    "--split", default="train", show_default=True, help="Which part of --dataset; of shards also train-{000..146}.tar."
-)
+@data_options
 @click.option("--checkpoint", type=click.Path(), help="Weights: a .safetensors file, or one of torch.save's.")
 @click.option("--state-dict-key", metavar="KEY", help="Where in it the weights are. [default: where scripts keep them]")
 @click.option("--strip-prefix", metavar="TEXT", help="What their names begin with, e.g. 'model.'. [default: found out]")

@@ -9,10 +9,16 @@ from typing import Any
 
 import click
 
+from torchrelabel.cli import data_options
 
-@click.command(epilog="Example: torchrelabel calibrate maps.lmdb birds --checkpoint resnet50.pth --images 512")
+
+@click.command(
+    short_help="Fit the labels of crops to the annotator again.",
+    epilog="Example: torchrelabel calibrate maps.lmdb birds --checkpoint resnet50.pth --images 512",
+)
 @click.argument("store", type=click.Path())
 @click.argument("data", type=click.Path())
+@data_options
 @click.option("--model", metavar="NAME", help="The annotator, by timm's name. [default: the one that the store names]")
 @click.option("--checkpoint", type=click.Path(), help="Its weights, where they are not timm's.")
 @click.option("--state-dict-key", metavar="KEY", help="Where in it the weights are. [default: where scripts keep them]")
@@ -24,8 +30,20 @@ import click
 @click.option("--batch-size", default=32, type=click.IntRange(1), show_default=True, help="Crops per forward pass.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...; auto takes CUDA if it can.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
-def calibrate(store: str, data: str, images: int, seed: int, batch_size: int, as_json: bool, **options: Any) -> None:
+def calibrate(
+    store: str,
+    data: str,
+    dataset: str | None,
+    split: str,
+    images: int,
+    seed: int,
+    batch_size: int,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Fit how the labels of crops follow from the label maps in STORE, on crops of the images in DATA.
+
+    DATA is what was annotated: a folder or a tar file, or with --dataset what timm reads.
 
     ``annotate`` does so when it ends. Do it again for more certainty, with more images, or after many were added.
     Trainings that run already keep the labels that they began with.
@@ -34,16 +52,17 @@ def calibrate(store: str, data: str, images: int, seed: int, batch_size: int, as
 
     from torchrelabel.annotate.calibrate import FEWEST_IMAGES
     from torchrelabel.annotate.calibrate import calibrate as run
-    from torchrelabel.annotate.images import find_images
     from torchrelabel.annotate.made_by import annotator_of, check_annotator_of
+    from torchrelabel.annotate.sources import check_split, find_data
     from torchrelabel.store import LabelStore
 
     def progress(keys: Iterable[Any], total: int, what: str) -> Iterable[Any]:
         return tqdm(keys, total=total, desc=what, unit="img", disable=None, leave=False)
 
+    check_split(dataset, split)
     label_store = LabelStore(store)
     check_annotator_of(label_store.header, **options)
-    found = find_images(data, skip=[store])
+    found = find_data(data, dataset, split, skip=[store])
     annotator = annotator_of(label_store.header, **options)
     for note in annotator.notes:
         click.echo(note, err=True)
@@ -51,6 +70,6 @@ def calibrate(store: str, data: str, images: int, seed: int, batch_size: int, as
     if fit is None:
         raise click.ClickException(
             f"Fewer than {FEWEST_IMAGES} of the images in {data} have a label map in {store}, too few to calibrate "
-            f"labels on. Give the folder that was annotated, or annotate more."
+            f"labels on. Give what was annotated, or annotate more."
         )
     click.echo(json.dumps(asdict(fit), indent=2) if as_json else str(fit))

@@ -9,16 +9,19 @@ from typing import Any
 
 import click
 
-from torchrelabel.cli import DONE_WITH_LOSSES, FAILED, Picture
+from torchrelabel.cli import DONE_WITH_LOSSES, FAILED, Picture, data_options
 from torchrelabel.folders import printable
 
 
 @click.command(
+    short_help="Do the label maps show what they should?",
     epilog="Examples: torchrelabel check maps.lmdb train --checkpoint annotator.pth. "
-    "torchrelabel check val.lmdb imagenet/val --model tf_efficientnet_l2.ns_jft_in1k_475 --boxes ILSVRC/Annotations/val"
+    "torchrelabel check val.lmdb imagenet/val --model tf_efficientnet_l2.ns_jft_in1k_475 "
+    "--boxes ILSVRC/Annotations/val",
 )
 @click.argument("store", type=click.Path())
 @click.argument("data", type=click.Path())
+@data_options
 @click.option("--model", metavar="NAME", help="The annotator, by timm's name. [default: the store's, if --checkpoint]")
 @click.option("--checkpoint", type=click.Path(), help="Its weights: a .safetensors file, or one of torch.save's.")
 @click.option("--state-dict-key", metavar="KEY", help="Where in it the weights are. [default: where scripts keep them]")
@@ -51,6 +54,8 @@ from torchrelabel.folders import printable
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def check(store: str, data: str, plot: str | None, as_json: bool, **options: Any) -> None:
     """Say whether the label maps in STORE show what they should of the images in DATA.
+
+    DATA is what was annotated: a folder or a tar file, or with --dataset what timm reads.
 
     With a model, the label pooled for random crops is compared with the model's own prediction on each crop. With
     boxes, the top class of the cells in a box is compared with the class of the box. Both are repeated with the axes of

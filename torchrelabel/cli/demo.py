@@ -8,7 +8,9 @@ from pathlib import Path
 import click
 
 
-@click.command(epilog="Example: torchrelabel demo, then open torchrelabel-demo/report.html")
+@click.command(
+    short_help="See the method work, in minutes, without a GPU.", epilog="Example: torchrelabel demo --seeds 5"
+)
 @click.option(
     "-o",
     "--output",

@@ -16,9 +16,10 @@ _FOLDER = click.Path()
 
 
 @click.command(
+    short_help="Measure classifiers on many test sets.",
     epilog="Examples: torchrelabel evaluate resnet50 --checkpoint relabel.pth --checkpoint onehot.pth --data "
     "imagenet/val --real real.json --v2 imagenetv2 --plot both.svg. "
-    "torchrelabel evaluate torchvision:resnet50 --data imagenet/val --json"
+    "torchrelabel evaluate torchvision:resnet50 --data imagenet/val --json",
 )
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @click.option(

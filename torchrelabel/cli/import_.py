@@ -18,10 +18,14 @@ if TYPE_CHECKING:
 _SHOWN = 20
 
 
-@click.group(epilog="Example: torchrelabel import relabel relabel_imagenet -o maps.lmdb --data imagenet/train")
+@click.group(
+    short_help="Turn published label maps into a store.",
+    epilog="Example: torchrelabel import relabel relabel_imagenet imagenet/train -o maps.lmdb",
+)
 def import_() -> None:
     """Turn label maps that others have published into a store.
 
+    SRC is what they have published, and DATA the folder of the images, from which their names are learnt.
     The same command continues an import that was interrupted. What cannot be used is listed, here and in the store.
     Exit status: 0 done, 1 failed, 2 wrong use, 3 done with losses: files that could not be used, images without a map,
     or maps without an image.
@@ -46,10 +50,10 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
             show_default=True,
             help="Classes of the annotator.",
         ),
-        click.option("--data", metavar="DIR", type=click.Path(), help="Folder of the images, to learn their names."),
         click.option(
             "-o", "--output", default="maps.lmdb", show_default=True, type=click.Path(), help="The store to write."
         ),
+        click.argument("data", required=False, type=click.Path()),
         click.argument("source", metavar="SRC", type=click.Path()),
     ):
         command = option(command)
@@ -62,13 +66,13 @@ def _tree(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--workers", type=click.IntRange(0), help="Processes that read. [default: as many as cores, at most 4]"
         ),
-        click.option("--suffix", default=".JPEG", show_default=True, help="Extension of the images, without --data."),
+        click.option("--suffix", default=".JPEG", show_default=True, help="Extension of the images, without DATA."),
     ):
         command = option(command)
     return command
 
 
-@import_.command(epilog="Example: torchrelabel import relabel relabel_imagenet -o maps.lmdb --data imagenet/train")
+@import_.command(epilog="Example: torchrelabel import relabel relabel_imagenet imagenet/train -o maps.lmdb")
 @_shared
 @click.option(
     "--axes",
@@ -97,10 +101,10 @@ def relabel(as_json: bool, source: str, output: str, **options: Any) -> None:
 
 
 @import_.command(
-    epilog="Example: torchrelabel import token-labeling label_top5_train_nfnet -o maps.lmdb --data imagenet/train"
+    epilog="Example: torchrelabel import token-labeling label_top5_train_nfnet imagenet/train -o maps.lmdb"
 )
 @_shared
-@click.option("--assume-square", is_flag=True, help="All images are square; instead of --data.")
+@click.option("--assume-square", is_flag=True, help="All images are square; instead of DATA.")
 @click.option(
     "--crop-pct",
     default=1.0,
@@ -120,7 +124,7 @@ def token_labeling(as_json: bool, source: str, output: str, **options: Any) -> N
     """Import TokenLabeling's maps from the folder SRC, which holds WNID/STEM.pt.
 
     Each file is a tensor [2, 5, 18, 18] of logits and class indices, and covers the centre square of its image, so
-    that the images' sizes are needed (--data).
+    that the folder of the images, DATA, is needed for their sizes.
     """
     from torchrelabel.importers import import_token_labeling
 
@@ -128,7 +132,7 @@ def token_labeling(as_json: bool, source: str, output: str, **options: Any) -> N
 
 
 @import_.command(
-    epilog="Example: torchrelabel import multilabel-tsv multilabel_annotations.tsv -o maps.lmdb --data imagenet/train"
+    epilog="Example: torchrelabel import multilabel-tsv multilabel_annotations.tsv imagenet/train -o maps.lmdb"
 )
 @_shared
 @click.option(

@@ -34,7 +34,7 @@ _LABELS = {
 _NAMES_SHOWN = 3
 
 
-@click.command(epilog="Example: torchrelabel info imagenet.lmdb")
+@click.command(short_help="What a store holds, and how it was made.", epilog="Example: torchrelabel info imagenet.lmdb")
 @click.argument("store", default="maps.lmdb", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def info(store: str, as_json: bool) -> None:

@@ -9,7 +9,9 @@ from dataclasses import asdict
 import click
 
 
-@click.command(epilog="Example: torchrelabel merge part1.lmdb part2.lmdb -o maps.lmdb")
+@click.command(
+    short_help="Make one store of several.", epilog="Example: torchrelabel merge part1.lmdb part2.lmdb -o maps.lmdb"
+)
 @click.argument("stores", nargs=-1, required=True, type=click.Path())
 @click.option("-o", "--output", required=True, type=click.Path(), help="The new store.")
 @click.option("--shards", type=click.IntRange(1), help="Its shards. [default: as many as the first store's]")

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from torchrelabel.cli import Picture
+from torchrelabel.cli import Picture, data_options
 from torchrelabel.folders import key_as_typed, printable
 
 if TYPE_CHECKING:
+    from torchrelabel.annotate.images import ImagesFound
     from torchrelabel.store import LabelStore
 
 
@@ -37,12 +38,14 @@ class _Box(click.ParamType):  # type: ignore[type-arg, unused-ignore] # generic 
 
 
 @click.command(
+    short_help="Draw label maps over their images.",
     epilog="Examples: torchrelabel show maps.lmdb imagenet/train n01440764/n01440764_10026.JPEG --crop 0.5,0,1,1. "
-    "torchrelabel show maps.lmdb birds --random 12 -o gallery.png"
+    "torchrelabel show maps.lmdb birds --random 12 -o gallery.png",
 )
 @click.argument("store", type=click.Path())
 @click.argument("data", type=click.Path())
 @click.argument("keys", metavar="[KEY]...", nargs=-1)
+@data_options
 @click.option("--random", "count", type=click.IntRange(1), metavar="N", help="Draw N images of the store at random.")
 @click.option("--seed", default=0, show_default=True, help="Of the choice of --random.")
 @click.option("--crop", type=_Box(), default="0,0,1,1", show_default=True, help="In fractions of the image.")
@@ -66,6 +69,8 @@ def show(
     store: str,
     data: str,
     keys: tuple[str, ...],
+    dataset: str | None,
+    split: str,
     count: int | None,
     seed: int,
     crop: tuple[float, float, float, float],
@@ -73,17 +78,20 @@ def show(
     fill: str,
     as_json: bool,
 ) -> None:
-    """Draw images of the folder DATA with their label maps in STORE, and the soft label of a crop.
+    """Draw images of DATA with their label maps in STORE, and the soft label of a crop.
 
-    KEY is an image's path relative to DATA, as in the store, or any path that leads to it. One image is drawn with the
-    top class of every cell and a heat map for each class that the crop shows; several become a gallery.
+    DATA is what was annotated: a folder or a tar file, or with --dataset what timm reads. KEY is an image's path
+    relative to DATA, as in the store, or any path that leads to it. One image is drawn with the top class of every cell
+    and a heat map for each class that the crop shows; several become a gallery.
     """
     if bool(keys) == (count is not None):
         raise click.UsageError("Name the images to draw (KEY ...), or give --random N, and not both.")
+    from torchrelabel.annotate.sources import check_split, open_data
     from torchrelabel.pooling import LabelPooling
     from torchrelabel.store import LabelStore
     from torchrelabel.viz import draw_gallery, draw_label_map, save_picture
 
+    check_split(dataset, split)
     label_store = LabelStore(store)
     names = label_store.header.class_names
     if count is not None:
@@ -93,7 +101,8 @@ def show(
             raise ValueError(f"{store} holds no label maps, so that there is nothing to draw. Annotate images first.")
     else:
         chosen = [key_as_typed(key, data, label_store) for key in keys]
-    pictures = [_picture(label_store, data, key, crop) for key in chosen]
+    images = open_data(data, dataset, split)
+    pictures = [_picture(label_store, images, key, crop) for key in chosen]
     pooling = LabelPooling(fill=fill)
     if len(pictures) == 1:
         (one,) = pictures
@@ -114,22 +123,22 @@ def show(
     _print_words(output, crop, chosen, labels, names)
 
 
-def _picture(store: LabelStore, data: str, key: str, crop: tuple[float, float, float, float]) -> Any:
+def _picture(store: LabelStore, images: ImagesFound, key: str, crop: tuple[float, float, float, float]) -> Any:
     """An image with its label map, seen through the crop."""
-    from pathlib import Path
-
-    from torchrelabel.annotate.images import exif_of, open_image
+    from torchrelabel.annotate.images import exif_of, load_image
     from torchrelabel.data.records import label_map_of
     from torchrelabel.view import ViewBox
     from torchrelabel.viz import Picture
 
     record = store[key]
-    path = Path(data) / key
-    if not path.exists():
+    try:
+        with images.open(key) as file:
+            image = load_image(file, exif_of(store.header))
+    except FileNotFoundError:
         raise FileNotFoundError(
-            f"{printable(str(path))} does not exist. Give the folder that was annotated into {store.path} (DATA)."
-        )
-    image = open_image(path, exif_of(store.header))
+            f"There is no {printable(key)} in {printable(str(images.root))}. Give what was annotated into {store.path} "
+            f"(DATA)."
+        ) from None
     label_map = label_map_of(record, store.header, (image.height, image.width), ViewBox(*crop))
     return Picture(image, label_map, printable(key), record.coverage)
 

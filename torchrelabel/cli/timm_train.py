@@ -29,6 +29,7 @@ class Grid(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 
 @click.command(
     "timm-train",
+    short_help="Run timm's train.py on label maps.",
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
     epilog="Examples: torchrelabel timm-train --label-maps maps.lmdb train.py --data-dir imagenet --model resnet50. "
     "torchrun --nproc-per-node 4 -m torchrelabel timm-train --label-maps maps.lmdb train.py --data-dir imagenet",

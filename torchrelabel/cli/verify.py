@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from torchrelabel.cli import DONE_WITH_LOSSES, FAILED
+from torchrelabel.cli import DONE_WITH_LOSSES, FAILED, data_options
 
 if TYPE_CHECKING:
     from torchrelabel.store.verify import Verification
@@ -17,16 +17,21 @@ if TYPE_CHECKING:
 _SHOWN = 20
 
 
-@click.command(epilog="Example: torchrelabel verify imagenet.lmdb imagenet/train")
+@click.command(
+    short_help="Read every label map of a store.", epilog="Example: torchrelabel verify imagenet.lmdb imagenet/train"
+)
 @click.argument("store", default="maps.lmdb", type=click.Path())
 @click.argument("data", required=False, type=click.Path())
+@data_options
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-def verify(store: str, data: str | None, as_json: bool) -> None:
+def verify(store: str, data: str | None, dataset: str | None, split: str, as_json: bool) -> None:
     """Read every label map of the store STORE (default: maps.lmdb) and say what is wrong.
 
-    Checksums, grids, scores, classes, keys and counts are compared with the format and the header, and the keys with
-    the images of the folder DATA, if it is given. Exit status: 0 all is sound, 1 something is wrong, 3 sound, but some
-    images could not be annotated or are not in the folder.
+    Checksums, grids, scores, classes, keys and counts are compared with the format and the header; and the keys with
+    the images in DATA, if it is given: a folder or a tar file, or with --dataset what timm reads.
+
+    Exit status: 0 all is sound, 1 something is wrong, 3 sound, but some images could not be annotated or are not in
+    DATA.
     """
     from tqdm import tqdm
 
@@ -34,8 +39,10 @@ def verify(store: str, data: str | None, as_json: bool) -> None:
     from torchrelabel.store import LabelStore
     from torchrelabel.store.verify import verify as run
 
+    if data is None and dataset is not None:
+        raise click.UsageError(f"Say where {dataset} is kept: torchrelabel verify {store} DATA --dataset {dataset}.")
     label_store = LabelStore(store)
-    images = None if data is None else _keys_of(data, store)
+    images = None if data is None else _keys_of(data, dataset, split, store)
 
     def progress(keys: Iterable[str]) -> Iterable[str]:
         try:
@@ -52,10 +59,11 @@ def verify(store: str, data: str | None, as_json: bool) -> None:
         sys.exit(DONE_WITH_LOSSES)
 
 
-def _keys_of(data: str, store: str) -> list[str]:
-    from torchrelabel.annotate.images import find_images
+def _keys_of(data: str, dataset: str | None, split: str, store: str) -> list[str]:
+    from torchrelabel.annotate.sources import check_split, find_data
 
-    return find_images(data, skip=[store]).keys
+    check_split(dataset, split)
+    return find_data(data, dataset, split, skip=[store]).keys
 
 
 def _figures(found: Verification) -> dict[str, Any]:

@@ -56,8 +56,9 @@ def import_token_labeling(
     """
     if (data is None) != assume_square:
         raise ValueError(
-            "These maps cover the centre square of each image, so the sizes of the images are needed: give --data with "
-            "their folder, or --assume-square if all of them are square" + (", and not both." if assume_square else ".")
+            "These maps cover the centre square of each image, so the sizes of the images are needed: give their "
+            "folder (DATA), or --assume-square if all of them are square"
+            + (", and not both." if assume_square else ".")
         )
     if not 0 < crop_pct <= 1:
         raise ValueError(f"crop_pct must be more than 0 and at most 1, got {crop_pct}.")

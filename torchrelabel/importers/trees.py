@@ -119,7 +119,7 @@ def import_tree(
         say(
             summary,
             "Some maps lie in no class folder. If the images' folders have dots in their names, the maps' names were "
-            "cut there; --data finds out.",
+            "cut there; with the folder of the images (DATA) that is found out.",
             progress,
         )
     reader = TreeReader(os.fspath(source), dtype, num_classes, axes)

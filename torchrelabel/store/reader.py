@@ -94,7 +94,7 @@ class LabelStore(Mapping[str, LabelRecord]):
         return record
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The record of an image, or ``default``; cheap where there is none, since nobody looks for near keys."""
+        """The record of an image, or ``default``; cheap where there is none, since near keys are not looked for."""
         record = self._read(key)
         return default if record is None else record
 

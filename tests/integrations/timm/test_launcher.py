@@ -139,7 +139,7 @@ def test_a_classifier_put_on_by_hand_counts(painted: Painted) -> None:
 
 
 def test_a_script_that_is_not_there_is_named(painted: Painted) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no training script 'nowhere/train\.py'"):
+    with pytest.raises(FileNotFoundError, match=r"no training script 'nowhere/train\.py'.*/v\d+\.\d+\.\d+/train\.py"):
         check_arguments("nowhere/train.py", [], painted.store)
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -174,7 +175,9 @@ def check_arguments(
     """
     if not os.path.isfile(script):
         raise FileNotFoundError(
-            f"There is no training script {os.fspath(script)!r}. Name timm's train.py, then its arguments."
+            f"There is no training script {os.fspath(script)!r}. Name timm's train.py, then its arguments. pip does "
+            f"not install it; yours is https://raw.githubusercontent.com/huggingface/pytorch-image-models/v{version('timm')}"
+            f"/train.py"
         )
     stored = LabelStore(label_maps).header.num_classes
     words = " ".join(arguments).replace("=", " ").split()
