@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from benchmarks import __main__ as table_of
-from benchmarks import imagenet
+from benchmarks import imagenet, multilabel
 from benchmarks.synthetic import keys, pool
+from torchrelabel import ViewBox
+from torchrelabel.demo.folders import SceneRecord
 
 
 def test_the_table_is_printed_and_written(tmp_path, monkeypatch, capsys):
@@ -48,3 +50,15 @@ def test_synthetic_maps_are_as_they_are_described():
         assert (np.diff(np.sort(each.classes, axis=0), axis=0) > 0).all()
         assert np.isfinite(each.residual).all()
     assert (len(keys(20_000)), keys(20_000)) == (20_000, sorted(set(keys(20_000))))
+
+
+def test_a_digit_is_within_a_crop_that_shows_half_of_its_box():
+    record = SceneRecord(3, (3, 7, 1), ((0, 0, 20, 20), (60, 10, 80, 40), (40, 0, 50, 10)), (0, 1, 2), (40, 80))
+    assert multilabel.digits_within(record, ViewBox()).nonzero()[:, 0].tolist() == [1, 3, 7]
+    # From x = 10 to 44 and over the whole height: half of the 3, four tenths of the 1, none of the 7.
+    assert multilabel.digits_within(record, ViewBox(10 / 80, 0, 44 / 80, 1)).nonzero()[:, 0].tolist() == [3]
+
+
+def test_labels_are_held_to_those_of_the_boxes():
+    boxes, labels = torch.tensor([[1.0, 1, 0, 0], [0, 0, 1, 1]]), torch.tensor([[1.0, 0, 0, 0], [0, 1, 1, 1]])
+    assert multilabel.quality(labels, boxes) == (3 / 4, 3 / 4, 2)

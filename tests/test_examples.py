@@ -54,6 +54,13 @@ def test_a_transformer_learns_the_labels_of_its_tokens(capsys: pytest.CaptureFix
     assert right > 60
 
 
+def test_a_volo_with_a_dense_head_learns_the_labels_of_its_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+    words = printed("token_labels_volo.py", capsys).replace("%", "").split()
+    first, last, right = (float(word) for word in words if word[0].isdigit())
+    assert last < 0.7 * first
+    assert right > 75
+
+
 @pytest.mark.parametrize("page", EXAMPLES, ids=lambda page: page.name)
 def test_an_example_is_a_page_that_names_its_command_and_its_paper(page: Path) -> None:
     text = page.read_text()

@@ -293,6 +293,12 @@ def test_targets_of_another_shape_are_an_error(targets: Tensor) -> None:
         learning(Says(*P)).loss(IMAGES, targets)
 
 
+@pytest.mark.parametrize(("targets", "range_"), [([0, 9], "0 to 9"), ([-1, 2], "-1 to 2")])
+def test_class_indices_out_of_range_are_an_error(targets: list[int], range_: str) -> None:
+    with pytest.raises(ValueError, match=rf"Class indices are 0 to 4, got {range_}"):
+        learning(Says(*P)).loss(IMAGES, torch.tensor(targets))
+
+
 def test_a_model_of_other_classes_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"The model must give logits \[B, 5\], got \[2, 2\]"):
         learning(Says(0.1, 0.2)).loss(IMAGES, torch.tensor([0, 1]))

@@ -13,7 +13,7 @@ PACKAGE = Path(torchrelabel.__file__).parent
 
 # A part may import from its own floor and from those above it.
 FLOORS = [
-    {"errors", "view", "calibration", "_version"},
+    {"errors", "view", "calibration", "remote", "_version"},
     {"label_map", "store"},
     {"visible_cells"},
     {"pooling", "folders"},

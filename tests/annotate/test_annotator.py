@@ -339,3 +339,14 @@ def test_class_names_of_a_given_model_must_be_as_many_as_its_classes() -> None:
 def test_a_module_of_another_kind_is_told_how_to_become_an_annotator() -> None:
     with pytest.raises(UnsupportedModel, match=r"ResNet has no forward_features .* Annotator.from_model\(features="):
         make_annotator(torchvisions_resnet(), 64)
+
+
+def test_a_copy_on_another_device_says_the_same_and_shares_no_weights() -> None:
+    annotator = Annotator.from_timm("resnet10t", pretrained=False, image_size=64, device="cpu", enlarge=1.5)
+    copied = annotator.on("cpu")
+    images, enlarged = torch.randn(2, 3, 64, 64), torch.randn(2, 3, 96, 96)
+    ours, theirs = (each.top_scores(images, 3, enlarged=enlarged) for each in (annotator, copied))
+    assert copied.description() == annotator.description()
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None and b is not None)
+    pointers = {parameter.data_ptr() for parameter in annotator.head.model.parameters()}
+    assert not pointers & {parameter.data_ptr() for parameter in copied.head.model.parameters()}

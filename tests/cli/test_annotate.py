@@ -288,3 +288,18 @@ def test_help_imports_neither_torch_nor_timm(arguments: list[str]) -> None:
 def test_the_package_can_be_run_as_a_module(folder: Path) -> None:
     command = [sys.executable, "-m", "torchrelabel", "--version"]
     assert subprocess.check_output(command, cwd=ROOT, text=True) == f"torchrelabel, version {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--num-actors", "2"], "--num-actors is not for --engine torchrun"),
+        (["--key-column", "name"], "--key-column is not for --engine torchrun"),
+        (["--engine", "ray", "--workers", "2"], "--workers is not for --engine ray"),
+        (["--engine", "ray", "--split", "train"], "--split is not for --engine ray"),
+    ],
+)
+def test_an_option_of_the_other_engine_is_wrong_use(options: list[str], words: str) -> None:
+    result = CliRunner().invoke(main, ["annotate", "images", "--model", "resnet18", *options])
+    assert result.exit_code == 2
+    assert words in result.output

@@ -28,12 +28,12 @@ def test_it_needs_no_arguments(asked):
 
 
 def test_options_reach_the_function(asked):
-    invoke("demo", "--out", "there", "--seeds", "5", "--scene-seed", "4", "--quick")
+    invoke("demo", "--output", "there", "--seeds", "5", "--scene-seed", "4", "--quick")
     assert asked == [("there", {"seeds": 5, "scene_seed": 4, "quick": True})]
 
 
 def test_it_ends_with_the_table_and_the_path_of_the_report(asked):
-    lines = invoke("demo", "--out", "there").stdout.splitlines()
+    lines = invoke("demo", "--output", "there").stdout.splitlines()
     assert lines[0].startswith("labels")
     assert "40.0 ± 14.1" in lines[3]
     assert lines[-1].endswith("there/report.html")
@@ -52,7 +52,7 @@ def test_no_seeds_are_wrong_use(asked):
 
 def test_a_folder_of_someone_else_is_one_message_and_status_1(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    outcome = invoke("demo", "--quick", "--out", tmp_path)
+    outcome = invoke("demo", "--quick", "--output", tmp_path)
     assert outcome.exit_code == 1
-    assert "Choose another folder with --out" in outcome.stderr
+    assert "Choose another folder with --output" in outcome.stderr
     assert "Traceback" not in outcome.stderr

@@ -81,6 +81,14 @@ def test_json_holds_the_figures_and_nothing_else_is_on_stdout(tree: Path, store:
     assert figures["bytes_after"] > 0
 
 
+def test_files_without_a_checksum_are_counted(tree: Path, store: Path) -> None:
+    save(tree / "n01/0.pt", tensor(), _use_new_zipfile_serialization=False)
+    result = run("relabel", tree, "-o", store)
+    assert result.exit_code == 0
+    assert "WARNING: 1 maps come from .pt files as torch wrote before 1.6, without a checksum" in result.stdout
+    assert json.loads(run("relabel", tree, "-o", f"{store}2", "--json").stdout)["unchecked"] == 1
+
+
 def test_token_labeling_says_how_much_is_not_covered(tree: Path, store: Path) -> None:
     for seed in range(3):
         save(tree / f"n01/{seed}.pt", tensor(seed).half())

@@ -120,3 +120,57 @@ def test_options_of_the_dataset_reach_it(painted: Painted, tmp_path: Path) -> No
     result = invoke("timm-train", "--label-maps", str(painted.store), *options, script(tmp_path, text))
     assert result.exit_code == 0, result.output
     assert "zero full 0.5" in result.stdout
+
+
+LOOP = """
+import torch
+from timm.data import create_dataset, create_loader
+from timm.models import create_model
+
+torch.manual_seed(0)
+size = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
+model = create_model("vit_tiny_patch16_224", num_classes=7, **size)
+dataset = create_dataset("", root=ROOT, is_training=True)
+options = {"mean": (0.5,) * 3, "std": (0.3,) * 3, "num_workers": 0, "persistent_workers": False}
+options["device"] = torch.device("cpu")
+train = create_loader(dataset, (3, 32, 32), 7, is_training=True, **options)
+val = create_loader(create_dataset("", root=ROOT), (3, 32, 32), 7, **options)
+optimizer, loss_of = torch.optim.AdamW(model.parameters(), lr=1e-2), torch.nn.CrossEntropyLoss()
+for epoch in range(50):
+    model.train()
+    for images, labels in train:
+        loss = loss_of(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    print("loss", loss.item(), tuple(labels.shape))
+model.eval()
+print("val", *(tuple(model(images).shape) for images, _ in val))
+"""
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_unmodified_loop_trains_on_the_labels_of_tokens(painted: Painted, tmp_path: Path) -> None:
+    text = LOOP.replace("ROOT", repr(str(painted.root)))
+    result = invoke("timm-train", "--label-maps", str(painted.store), "--token-labels", "4", script(tmp_path, text))
+    assert result.exit_code == 0, result.output
+    losses = [float(line.split()[1]) for line in result.stdout.splitlines() if line.startswith("loss")]
+    assert sum(losses[-10:]) / 10 < 0.85 * losses[0]
+    assert "(7, 7, 4, 4)" in result.stdout
+    assert "val (7, 7)" in result.stdout
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_grid_that_the_model_does_not_have_is_one_message(painted: Painted, tmp_path: Path) -> None:
+    text = LOOP.replace("ROOT", repr(str(painted.root)))
+    result = invoke("timm-train", "--label-maps", str(painted.store), "--token-labels", "14", script(tmp_path, text))
+    assert result.exit_code == 1
+    assert "has 16 tokens for images of 32 x 32 px, and the labels are for 14 x 14" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("grid", ["1", "14x", "0x4", "14x14x14", "-4", "1.5"])
+def test_what_is_no_grid_of_tokens_is_wrong_use(grid: str, painted: Painted, tmp_path: Path) -> None:
+    result = invoke("timm-train", "--label-maps", str(painted.store), "--token-labels", grid, script(tmp_path, ""))
+    assert result.exit_code == 2
+    assert f"{grid!r} is no grid of tokens: 14, or 14x10" in result.stderr

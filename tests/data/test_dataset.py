@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, random_split
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, default_collate, random_split
 from torchvision import transforms as v1
 from torchvision.datasets import DatasetFolder, ImageFolder, Imagenette, OxfordIIITPet
 from torchvision.datasets.folder import default_loader
@@ -652,6 +652,14 @@ def test_missing_onehot_and_a_joint_pipeline(painted: Painted, tmp_path: Path) -
     image, label = LabelMapDataset(images, painted.store, JOINT, missing="onehot")[1]
     assert image.shape == (3, 32, 32)
     assert label.tolist() == [1, 0, 0, 0, 0, 0, 0]
+
+
+def test_missing_onehot_is_the_label_of_each_token(painted: Painted, tmp_path: Path) -> None:
+    images = folder(without_a_map(painted, tmp_path))
+    dataset = LabelMapDataset(images, painted.store, missing="onehot", pooling=LabelPooling((2, 3)), onehot=0.5)
+    _, labels = default_collate([dataset[i] for i in range(3)])
+    assert labels.shape == (3, C, 2, 3)
+    assert labels[1, 0].tolist() == [[1, 1, 1], [1, 1, 1]]
 
 
 def test_missing_onehot_of_other_classes_is_refused(painted: Painted, tmp_path: Path) -> None:

@@ -45,6 +45,21 @@ def test_timms_dataset_is_wrapped_like_any_other(painted: Painted) -> None:
     assert max(label_error(*dataset[i]) for i in range(len(dataset))) < 0.01
 
 
+class FlippedAsArray(ImageFolder):
+    """Mirrors each image when it is read, and gives what it made of the pixels: an image that says nothing."""
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        path, target = self.samples[index]
+        image = Image.fromarray(np.array(ImageOps.mirror(self.loader(path))))
+        return (image if self.transform is None else self.transform(image)), target
+
+
+def test_what_a_dataset_does_to_an_image_stays_known_when_its_pixels_go_on_without_it(painted: Painted) -> None:
+    left = v1.Compose([lambda image: image.crop((0, 0, image.width // 2, image.height)), v1.ToTensor()])
+    dataset = LabelMapDataset(FlippedAsArray(str(painted.root), left), painted.store, num_classes=7)
+    assert max(label_error(*dataset[i]) for i in range(len(dataset))) < 0.01
+
+
 def test_folders_that_timm_numbers_in_another_order_are_refused(painted: Painted, tmp_path: Path) -> None:
     """timm sorts numbers in names by their value, torchvision and annotate by their digits."""
     for number, name in enumerate(sorted(os.listdir(painted.root))):

@@ -86,7 +86,7 @@ def test_a_file_of_someone_else_is_refused_and_stays(tmp_path, digits):
     make_scene_folder(tmp_path / "train", digits, SETTINGS)
     mine = tmp_path / "train" / "3" / "mine.png"
     mine.write_bytes(b"mine")
-    with pytest.raises(FileExistsError, match=r"did not make .*mine\.png.*--out"):
+    with pytest.raises(FileExistsError, match=r"did not make .*mine\.png.*--output"):
         make_scene_folder(tmp_path / "train", digits, FolderSettings("train", 20, seed=9))
     assert mine.read_bytes() == b"mine"
     assert len(contents(tmp_path / "train")) == 51

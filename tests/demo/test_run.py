@@ -133,7 +133,7 @@ def test_torch_computes_with_as_many_threads_as_before():
 
 def test_a_folder_of_someone_else_is_refused_and_stays(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"was not made by the demo\. Choose another folder with --out"):
+    with pytest.raises(FileExistsError, match=r"was not made by the demo\. Choose another folder with --output"):
         demo(tmp_path, quick=True, progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 

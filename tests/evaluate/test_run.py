@@ -232,6 +232,8 @@ def test_corruptions_give_the_mean_top_1_and_of_all_75_the_mean_corruption_error
     assert result["imagenet_c"] == pytest.approx(74 / 75)
     assert result["imagenet_c_mce"] == pytest.approx(1 / (5 * 0.819324) / 15)
     assert result["imagenet_c_corruptions"]["fog"] == {"1": 1, "2": 1, "3": 1, "4": 1, "5": 0}
+    (note,) = (note for note in result.notes if "have no image" in note)
+    assert "999 of 1000 classes have no image in" in note and note.endswith("; 74 more sets lack classes, too")
 
 
 def test_corruptions_of_forty_classes_have_no_mean_corruption_error(forty: Path, tmp_path: Path) -> None:

@@ -43,6 +43,15 @@ def test_what_was_left_out_or_lost_is_said() -> None:
     assert "1 images of v2 got scores that are no numbers, and count as wrong:\n  x.png" in table
 
 
+def test_what_is_true_of_all_models_is_said_once() -> None:
+    both = [figures(top1=0.5), figures("two", top1=0.5)]
+    for each in both:
+        each["notes"] = ["the folders have no names"]
+    assert words(both, ["one", "two"]).count("note: the folders have no names") == 1
+    both[1]["notes"] = ["other weights"]
+    assert "two: note: other weights" in words(both, ["one", "two"])
+
+
 def test_a_picture_has_bars_for_each_model_and_the_curves(tmp_path: Path) -> None:
     curves = {"side": [0.0, 1.0], "center": [0.5, 0.0], "boundary": [0.0, 0.5]}
     figure = draw_evaluations([figures(top1=0.5, occlusion=curves), figures(top1=0.25, real=0.75)], ["one", "two"])
@@ -50,8 +59,18 @@ def test_a_picture_has_bars_for_each_model_and_the_curves(tmp_path: Path) -> Non
     assert sorted(round(bar.get_width(), 3) for bar in bars.patches) == [0.25, 0.5, 0.75]
     assert [text.get_text() for text in bars.get_legend().get_texts()] == ["one", "two"]
     assert len(lines.lines) == 2
+    figure.draw_without_rendering()
+    axes = (bars.xaxis, lines.xaxis, lines.yaxis)
+    assert all(label.get_text().endswith("%") for axis in axes for label in axis.get_ticklabels())
     save_picture(figure, tmp_path / "both.png")
     assert (tmp_path / "both.png").stat().st_size > 0
+
+
+def test_bars_are_named_by_the_set_that_they_are_of() -> None:
+    values = {"v2_top_images": 0.5, "v2_top_images_top5": 0.75, "in9_mixed_rand": 0.1, "mine": 0.5}
+    figure = draw_evaluations([figures(**values)], ["one"])
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == ["V2 TopImages", "V2 TopImages, top-5", "ImageNet-9, Mixed-Rand", "mine"]
 
 
 def test_nothing_measured_is_nothing_to_draw() -> None:

@@ -17,8 +17,8 @@ from tests.following import pipelines
 from tests.following.pipelines import COLOURED, NOT_SEEN, PIPELINES, RIGHT, TRUSTED
 from tests.painted import WRONG, Painted, label_error, paint
 from torchrelabel import CropNotSeen, LabelMapDataset
+from torchrelabel.following.follow import track
 from torchrelabel.following.trace import CropTrace
-from torchrelabel.following.tracked_image import TrackedImage
 
 WAYS_OUT = ("RandomResizedCropWithLabelMap", "transforms=")
 
@@ -111,6 +111,6 @@ def test_a_tracked_image_has_the_pixels_of_a_plain_one_in_any_pipeline(name: str
         expected, drawn = make()(image.copy()), streams()
         streams(seed)
         with CropTrace() as sample:
-            result = make()(TrackedImage.of(image, sample))
+            result = make()(track(image, sample))
         assert streams() == drawn
         assert pixels(result) == pixels(expected)

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
 from torchrelabel import ViewBox
+from torchrelabel.following.follow import track as track_in
 from torchrelabel.following.trace import CropTrace
 from torchrelabel.following.tracked_image import TrackedImage
 
@@ -35,7 +36,8 @@ def coordinates() -> Image.Image:
 
 
 def track(image: Image.Image) -> TrackedImage:
-    return TrackedImage.of(image, CropTrace())
+    tracked: TrackedImage = track_in(image, CropTrace())
+    return tracked
 
 
 def same(first: Any, second: Any) -> None:

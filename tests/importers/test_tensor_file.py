@@ -65,6 +65,12 @@ def test_files_of_torch_before_1_6_are_read(tmp_path: Path) -> None:
     assert read(path).scores.tolist() == content[0].tolist()
 
 
+@pytest.mark.parametrize("old", [True, False])
+def test_only_files_of_today_s_torch_have_a_checksum(tmp_path: Path, old: bool) -> None:
+    path = save(tmp_path / "x.pt", tensor(), _use_new_zipfile_serialization=not old)
+    assert read_map(path, dtype="float32", num_classes=CLASSES).checked != old
+
+
 def test_scores_in_another_order_are_sorted_together_with_their_classes(tmp_path: Path) -> None:
     content = tensor()
     decoded = read(save(tmp_path / "x.pt", content.flip(1)))

@@ -423,11 +423,12 @@ SMALL = {
     "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]},
     "convnext": {"num_stages": 2, "hidden_sizes": [8, 16], "depths": [1, 1]},
 }  # fmt: skip
+CVT = {"embed_dim": [8, 16, 24], "num_heads": [1, 2, 3], "depth": [1, 2, 3]}
 
 
-def small_model(kind: str) -> Any:
+def small_model(kind: str, **given: Any) -> Any:
     transformers = pytest.importorskip("transformers")
-    config = transformers.AutoConfig.for_model(kind, num_labels=C, **SMALL[kind])
+    config = transformers.AutoConfig.for_model(kind, num_labels=C, **{**SMALL, "cvt": CVT}[kind], **given)
     torch.manual_seed(0)
     return transformers.AutoModelForImageClassification.from_config(config)
 
@@ -442,6 +443,26 @@ def test_a_model_of_transformers_calls_its_loss(kind: str, soft: torch.Tensor) -
     torch.testing.assert_close(model(pixels, labels=soft).loss, mean_loss(logits, soft))
     torch.testing.assert_close(model(pixels, labels=torch.arange(6)).loss, cross_entropy(logits, torch.arange(6)))
     assert model.config.problem_type is None
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("kind", [*SMALL, "cvt"])
+@pytest.mark.parametrize("loss", [None, model_loss])
+def test_the_problem_type_makes_a_loss_of_the_models_own_refuse_soft_labels(
+    kind: str, loss: Any, soft: torch.Tensor
+) -> None:
+    """Without it they are learnt by binary cross entropy. CvT computes its loss itself, whatever it is given."""
+    model = small_model(kind, problem_type="single_label_classification")
+    if loss is not None:
+        model.loss_function = loss
+    pixels = torch.rand(6, 3, 32, 32)
+    if kind == "cvt" or loss is None:
+        with pytest.raises((ValueError, RuntimeError), match=r"batch_size \(6\)"):
+            model(pixels, labels=soft)
+    else:
+        assert model(pixels, labels=soft).loss.isfinite()
+    assert soft_loss(model(pixels), soft).isfinite()
+    assert model(pixels, labels=torch.arange(6)).loss.isfinite()  # evaluation
 
 
 @pytest.mark.filterwarnings("default")

@@ -154,7 +154,14 @@ def look(fuzz, writing):
     length = step("len", lambda: len(store))
     keys = step("iterate", lambda: list(store))
     failures = step("failures", lambda: store.failures)
-    right = keys == sorted(fuzz.want) and failures == fuzz.failures and length == len(fuzz.want)
+    right = (
+        keys == sorted(fuzz.want)
+        and failures is not None
+        and failures.keys() == fuzz.failures.keys()
+        and length == len(keys)
+    )
+    if failures and failures != fuzz.failures:
+        found.add("another reason")  # why there is no map: words that no checksum covers
     for key, want in fuzz.want.items():
         record = step("get", lambda key=key: store.get(key))
         if record is not None and described(record) != want:

@@ -11,6 +11,7 @@ from torchrelabel.store import LabelStore, LabelStoreWriter, inspection, shard_o
 from torchrelabel.store import verify as verify_module
 from torchrelabel.store.codecs import CODECS, Shape
 from torchrelabel.store.layout import ABOUT_KEY, failure_key, fingerprint, pack_about, shard_file, unpack_about
+from torchrelabel.store.parts import Part
 from torchrelabel.store.record import pack_record, seal_record
 from torchrelabel.store.verify import verify
 
@@ -295,6 +296,21 @@ def test_a_map_in_two_parts_is_reported(path):
         writer._shards[0].put(KEYS[0].encode(), packed(writer.header, KEYS[0].encode()))
     found = verify(LabelStore(path))
     assert (found.damaged, found.records) == ({KEYS[0]: "it has a map in two files"}, 3)
+
+
+def test_a_store_of_many_parts_is_not_looked_through_part_by_part_for_each_key(path, monkeypatch):
+    parts = 12
+    for number in range(parts):
+        with LabelStoreWriter(path, num_classes=CLASSES, top_k=TOP_K, resume=True) as writer:
+            writer.put(f"more/{number}.jpg", *make_map(number))
+    looks = []
+    holds = Part.holds
+    monkeypatch.setattr(Part, "holds", lambda part, name: looks.append(name) or holds(part, name))
+    said = []
+    store = LabelStore(path)
+    inspection.inspect(path, [(0, part) for part in range(store.part_count(0))], lambda *what: said.append(what))
+    assert sum(len(records) for kind, records in said if kind == "records") == parts + len(KEYS)
+    assert not looks
 
 
 def test_a_failure_of_the_last_part_and_a_map_of_an_earlier_one_are_reported(path):

@@ -297,6 +297,23 @@ class Annotator:
         other._enlarge(enlarge)
         return other
 
+    def on(self, device: str | torch.device | None) -> Annotator:
+        """The same annotator with a copy of its model on another device; CUDA where there is one, if None."""
+        return Annotator(
+            copy.deepcopy(self.head.model),
+            name=self.name,
+            image_size=self.image_size,
+            mean=self.mean,
+            std=self.std,
+            interpolation=self.interpolation,
+            weights=self.weights,
+            device=device,
+            amp=self.amp,
+            enlarge=self.map_size / self.image_size,
+            class_names=self.class_names,
+            notes=self.notes,
+        )
+
     def _enlarge(self, enlarge: float) -> None:
         if not 1 <= enlarge < math.inf:
             raise ValueError(f"enlarge must be 1 or more, got {enlarge}.")

@@ -339,7 +339,7 @@ def _misfit(checkpoint: Checkpoint, model: nn.Module, prefixes: Sequence[str], n
     return (
         f"The checkpoint {checkpoint.path!r} does not fit {name}. Of its weights{after} are\n"
         + "\n".join(lines)
-        + f"\nGive the model that the weights were trained as (--model), and its size (--image-size); or what stands "
+        + f"\nGive the model that the weights were trained as, and its size (--image-size); or what stands "
         f"in front of its names (--strip-prefix).{there}"
     )
 

@@ -103,7 +103,7 @@ def find_images(root: str | os.PathLike[str], skip: Iterable[str | os.PathLike[s
         NotADirectoryError: If it is a file.
     """
     files = walk(root, skip=skip, advice="Give the folder that holds the images.")
-    extensions = (*IMG_EXTENSIONS, *_more_extensions())
+    extensions = (*IMG_EXTENSIONS, *more_extensions())
     keys: list[str] = []
     left_out: Counter[str] = Counter()
     for name in files.names:
@@ -121,7 +121,8 @@ def find_images(root: str | os.PathLike[str], skip: Iterable[str | os.PathLike[s
     return ImagesFound(Path(root), keys, class_to_idx, files.problems, left_out=left_out)
 
 
-def _more_extensions() -> tuple[str, ...]:
+def more_extensions() -> tuple[str, ...]:
+    """The extensions beyond torchvision's that Pillow reads here."""
     readable = Image.registered_extensions()
     return tuple(extension for extension in _MORE_EXTENSIONS if readable.get(extension) in Image.OPEN)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from torchrelabel.annotate.annotator import Annotator, TopScores
 from torchrelabel.annotate.folder_order import renumbered
@@ -13,7 +15,7 @@ from torchrelabel.annotate.images import Exif, ImagesFound, LoadedBatch, PhotoFa
 from torchrelabel.annotate.scoring import arrays_of
 from torchrelabel.annotate.summary import Notes, Summary
 from torchrelabel.errors import TorchRelabelError
-from torchrelabel.store import LabelStoreWriter
+from torchrelabel.store import StoreHeader
 
 # A model that gives no number for so many images, and for none before them, gives none at all; one image may be bad.
 _ENOUGH_WITHOUT_NUMBERS = 16
@@ -52,11 +54,38 @@ class FolderLabels:
         self.other_hits += label is not None and top_class == self.other_order.get(label)
 
 
+class TakesRecords(Protocol):
+    """What a `LabelStoreWriter` is to a recorder."""
+
+    @property
+    def header(self) -> StoreHeader:
+        """Of the store."""
+        ...
+
+    def put(
+        self,
+        key: str,
+        scores: ArrayLike,
+        classes: ArrayLike,
+        residual: ArrayLike | None = None,
+        *,
+        image_scores: ArrayLike | None = None,
+        image_size: Sequence[int] | None = None,
+        exif_turned: bool = False,
+    ) -> None:
+        """Take a label map."""
+        ...
+
+    def put_failure(self, key: str, reason: str) -> None:
+        """Take the reason why there is none."""
+        ...
+
+
 class Recorder:
     """Puts batches into the store, and counts what became of them.
 
     Args:
-        writer: Of the store.
+        writer: Of the store, or what stands in for it.
         summary: It gets what is counted.
         say: Says what PIL warned about.
         labels: Counts agreement with the folders, if there is any.
@@ -66,7 +95,7 @@ class Recorder:
 
     def __init__(
         self,
-        writer: LabelStoreWriter,
+        writer: TakesRecords,
         summary: Summary,
         say: Notes,
         labels: FolderLabels | None,

@@ -106,9 +106,9 @@ def annotate(
         TorchRelabelError: If the weights cannot be had, or the model gives no numbers.
     """
     # What is cheap to know first: a wrong name should not wait until a million files are listed.
-    _check_arguments(top_k=top_k, batch_size=batch_size, workers=workers, exif=exif, dataset=dataset, split=split)
+    check_arguments(top_k=top_k, batch_size=batch_size, workers=workers, exif=exif, dataset=dataset, split=split)
     rank, output = Rank.from_environment(), Path(output)
-    build = _plan_annotator(model, enlarge, options, rank)
+    build = plan_annotator(model, enlarge, options, rank)
     given_names = None if class_names is None else read_class_names(class_names)
     shards = settle_shards(output, shards, rank)
 
@@ -116,10 +116,10 @@ def annotate(
     summary = Summary(str(output), rank=rank.rank, world=rank.world)
     say = Notes(summary, loud=progress and rank.is_first)
     work = share_out(found, shards, rank, summary)
-    _say_of_folder(say, found, output)
+    say_of_folder(say, found, output)
 
     annotator = build(say)
-    _say_of_annotator(say, annotator)
+    say_of_annotator(say, annotator)
     settings = store_settings(
         annotator,
         found,
@@ -155,13 +155,14 @@ def annotate(
         summary.seconds = time.perf_counter() - started
         recorder.conclude(exif)
     summary.bytes = disk_usage(file for shard in work.shards for file in shard_files(output, shard))
-    summary.crop_fit = _calibrate(output, found, annotator, batch_size, say)
+    summary.crop_fit = calibrate_if_complete(output, found, annotator, batch_size, say)
     return summary
 
 
-def _check_arguments(
+def check_arguments(
     *, top_k: int, batch_size: int, workers: int | None, exif: str, dataset: str | None, split: str
 ) -> None:
+    """Refuse arguments that cannot be."""
     for name, value, lowest in (("top_k", top_k, 1), ("batch_size", batch_size, 1), ("workers", workers, 0)):
         if value is not None and value < lowest:
             raise ValueError(f"{name} must be {lowest} or more, got {value}.")
@@ -170,7 +171,7 @@ def _check_arguments(
     check_split(dataset, split)
 
 
-def _plan_annotator(
+def plan_annotator(
     model: str | Annotator, enlarge: float | None, options: TimmOptions, rank: Rank
 ) -> Callable[[Notes], Annotator]:
     """What builds the annotator once the images are known, after all was refused that can be refused before."""
@@ -230,6 +231,16 @@ def _find(data: str | os.PathLike[str], output: Path, dataset: str | None, split
         ValueError: If there is none.
     """
     found = find_data(data, dataset, split, skip=[output])
+    require_images(found)
+    return found
+
+
+def require_images(found: ImagesFound) -> None:
+    """Refuse a folder without images.
+
+    Raises:
+        ValueError: If there is none.
+    """
     if not found.keys:
         reasons = "".join(f"\nNot looked into: {path} ({reason})" for path, reason in found.problems)
         others = f" It holds {_kinds(found.left_out)}." if found.left_out else ""
@@ -237,10 +248,10 @@ def _find(data: str | os.PathLike[str], output: Path, dataset: str | None, split
             f"There is no image in {str(found.root)!r} or the folders in it (.jpg, .png, .webp, ...).{others} Give the "
             f"folder of the images.{reasons}"
         )
-    return found
 
 
-def _say_of_folder(say: Notes, found: ImagesFound, output: Path) -> None:
+def say_of_folder(say: Notes, found: ImagesFound, output: Path) -> None:
+    """Say what is odd about a folder."""
     for path, reason in found.problems:
         say(f"Not looked into: {path} ({reason})")
     if found.left_out:
@@ -260,7 +271,8 @@ def _kinds(left_out: Mapping[str, int]) -> str:
     return f"{sum(left_out.values())} files ({', '.join(shown)}{f', {rest} others' if rest else ''})"
 
 
-def _say_of_annotator(say: Notes, annotator: Annotator) -> None:
+def say_of_annotator(say: Notes, annotator: Annotator) -> None:
+    """Say what is odd about an annotator."""
     for note in annotator.notes:
         say(note)
     if annotator.weights == "random":
@@ -278,7 +290,9 @@ def _say_of_annotator(say: Notes, annotator: Annotator) -> None:
         )
 
 
-def _calibrate(output: Path, found: ImagesFound, annotator: Annotator, batch_size: int, say: Notes) -> CropFit | None:
+def calibrate_if_complete(
+    output: Path, found: ImagesFound, annotator: Annotator, batch_size: int, say: Notes
+) -> CropFit | None:
     """Fit the labels of crops once the store is complete, by whichever rank completes it."""
     store = LabelStore(output)
     header = store.header

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,7 @@ def load_images(
 
 
 def score_batches(
-    annotator: Annotator, loader: DataLoader[Any], top_k: int, residual: bool
+    annotator: Annotator, loader: Iterable[LoadedBatch], top_k: int, residual: bool
 ) -> Iterator[tuple[LoadedBatch, TopScores | None]]:
     """Yield every batch with its scores on the host, one batch late.
 

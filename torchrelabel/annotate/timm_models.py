@@ -151,14 +151,14 @@ def _require_model_folder(folder: Path) -> None:
     if not _reads_folders():
         raise ValueError(
             f"timm {timm.__version__} does not read models from folders (local-dir:). Install a newer timm, or name "
-            f"the model (--model) and give the file of weights (--checkpoint)."
+            f"the model and give the file of weights (--checkpoint)."
         )
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {str(folder)!r}. Give the one that holds config.json.")
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"{str(folder)!r} holds no config.json, which says which model of timm's its weights are of. Name the "
-            f"model (--model) and give the file of weights (--checkpoint)."
+            f"model and give the file of weights (--checkpoint)."
         )
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from torchrelabel.cli import DONE_WITH_LOSSES, data_options
 from torchrelabel.folders import printable
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from torchrelabel.annotate import Summary
 
 _FAILURES_SHOWN = 20
+
+_OPTIONS_OF = {"torchrun": ("split", "workers"), "ray": ("num_actors", "image_column", "key_column")}
 
 
 @click.command(
@@ -94,17 +98,26 @@ _FAILURES_SHOWN = 20
     metavar="FILE",
     help="One name a line, or a .json list or object. [default: the checkpoint's, the folders', ImageNet's]",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["torchrun", "ray"]),
+    default="torchrun",
+    show_default=True,
+    help="What runs it: this process, or those that torchrun started; or Ray Data, on a cluster, from folders, "
+    ".parquet and .tar files here or at a URL such as s3://bucket/folder.",
+)
+@click.option("--num-actors", type=click.IntRange(1), help="ray: how many annotators. [default: one per GPU]")
+@click.option("--image-column", metavar="NAME", help="ray: of Parquet files, the images. [default: image]")
+@click.option("--key-column", metavar="NAME", help="ray: of Parquet files, their names. [default: paths in the images]")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def annotate(as_json: bool, data: str, output: str, **options: Any) -> None:
+def annotate(as_json: bool, data: str, output: str, engine: str, **options: Any) -> None:
     """Write the label maps of the images in DATA (a folder or a tar file, default: here) to a store.
 
     Every image is squashed to the model's input size; the model's own head classifies each cell of its last feature
     grid. The same command continues a run that was interrupted, tries failed images again and adds new ones. It
     replaces no label map, also where an image was exchanged for another of its name.
     """
-    # After --help and wrong use, since torch and timm take seconds to import.
-    from torchrelabel.annotate import annotate as run
-
+    run = _engine(engine, options)
     try:
         summary = run(data, output, **options)
     except KeyboardInterrupt:
@@ -118,6 +131,24 @@ def annotate(as_json: bool, data: str, output: str, **options: Any) -> None:
     # torchrun ends all other ranks when one returns another status than 0, however far they are.
     if summary.failed and summary.world == 1:
         sys.exit(DONE_WITH_LOSSES)
+
+
+def _engine(engine: str, options: dict[str, Any]) -> Callable[..., Summary]:
+    """What runs it; takes the other engine's options out, and refuses them if they were given."""
+    context = click.get_current_context()
+    for name in _OPTIONS_OF["torchrun" if engine == "ray" else "ray"]:
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            raise click.UsageError(f"--{name.replace('_', '-')} is not for --engine {engine}. Leave it out.")
+        del options[name]
+    # After --help and wrong use, since torch and timm take seconds to import.
+    if engine == "ray":
+        from torchrelabel.annotate.ray_engine import annotate_with_ray
+
+        options["image_column"] = options["image_column"] or "image"
+        return annotate_with_ray
+    from torchrelabel.annotate import annotate as run
+
+    return run
 
 
 def _figures(summary: Summary) -> dict[str, Any]:

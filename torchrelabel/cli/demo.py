@@ -11,7 +11,15 @@ import click
 @click.command(
     short_help="See the method work, in minutes, without a GPU.", epilog="Example: torchrelabel demo --seeds 5"
 )
-@click.option("--out", default="torchrelabel-demo", show_default=True, type=click.Path(), help="Folder to write to.")
+@click.option(
+    "-o",
+    "--output",
+    "out",
+    default="torchrelabel-demo",
+    show_default=True,
+    type=click.Path(),
+    help="Folder to write to.",
+)
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Students per kind of labels.")
 @click.option("--scene-seed", default=0, show_default=True, type=click.IntRange(0), help="Draws other scenes.")
 @click.option("--quick", is_flag=True, help="Everything in seconds, too small for its numbers to mean anything.")

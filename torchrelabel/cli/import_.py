@@ -171,6 +171,7 @@ def _figures(summary: Summary) -> dict[str, Any]:
         "images_without_map": [printable(key) for key in summary.images_without_map],
         "maps_without_image": [printable(name) for name in summary.maps_without_image],
         "repaired": dict(summary.repaired),
+        "unchecked": summary.unchecked,
         "notes": [printable(note) for note in summary.notes],
         "num_classes": summary.num_classes,
         "top_k": summary.top_k,
@@ -202,6 +203,11 @@ def _words(summary: Summary) -> str:
     if summary.agreement is not None:
         lines.append(f"The top class over a whole map is its folder's for {summary.agreement:.1%} of the maps.")
     lines += [f"{count} repaired: {what}." for what, count in sorted(summary.repaired.items())]
+    if summary.unchecked:
+        lines.append(
+            f"WARNING: {summary.unchecked} maps come from .pt files as torch wrote before 1.6, without a checksum: "
+            f"numbers that were damaged in them may have been taken for scores."
+        )
     lines += _listed("failed:", [f"{key}: {reason}" for key, reason in summary.failed])
     lines += _listed("image without a map:", summary.images_without_map)
     lines += _listed("map without an image:", summary.maps_without_image)

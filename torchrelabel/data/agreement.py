@@ -9,7 +9,6 @@ import torch
 from torch.utils.data import ConcatDataset, Subset
 
 from torchrelabel.data.keys import class_indices
-from torchrelabel.following.sizes import size_of
 from torchrelabel.store.header import class_for_people
 
 __all__ = ["agreed_num_classes", "check_size", "check_target", "class_of"]
@@ -115,21 +114,21 @@ def check_target(own: int | None, target: Any, num_classes: int, header: Any) ->
     )
 
 
-def check_size(record: Any, image: Any, key: str, label_maps: Any) -> None:
+def check_size(record: Any, size: tuple[int, int] | None, key: str, label_maps: Any) -> None:
     """Raise if an image is not shaped as the one whose map it would get: another image of that name, or a crop of it.
 
     Copies at another size, to the rounding of a pixel, show the same and are taken.
 
     Args:
         record: Of a store, or a label map, or None.
-        image: As it was read, None if that is not known.
+        size: Of the image as it was read, (H, W), None if that is not known.
         key: Of the record.
         label_maps: Where it is from.
 
     Raises:
         ValueError: If that is so.
     """
-    annotated, size = getattr(record, "image_size", None), size_of(image)
+    annotated = getattr(record, "image_size", None)
     if annotated is None or size is None:
         return
     (width, height), (h, w) = annotated, size

@@ -20,7 +20,7 @@ from torchrelabel.data.keys import Key, KeyPrefix, check_distinct, find_key_pref
 from torchrelabel.data.records import SeenRecord, check_complete, label_map_of, pool_together
 from torchrelabel.data.sources import Reading, RecordingReader, layers, takes_over, without_transform
 from torchrelabel.errors import CropNotSeen, UntrackedTransformError
-from torchrelabel.following.follow import begin, plain
+from torchrelabel.following.follow import plain, resume
 from torchrelabel.following.joint import moving_label_maps
 from torchrelabel.following.sizes import size_of
 from torchrelabel.following.steps import run
@@ -35,7 +35,7 @@ from torchrelabel.view import View, ViewBox
 __all__ = ["LabelMapDataset"]
 
 
-@dataclass
+@dataclass(slots=True)
 class Sample:
     """A sample on its way to an item.
 
@@ -43,6 +43,8 @@ class Sample:
         index: Which one was asked for, counted from the start.
         key: Of its image in the store; that which was asked for, until it is known which one was loaded.
         record: Of the key, None where there is none.
+        opened: What gives the key of each image that was opened, where that is known; the last one was loaded.
+        read: The size (H, W) of the image as read, None if that is not known.
         image: As read, and later as transformed.
         target: The dataset's own label.
         rest: What else the dataset gives.
@@ -54,6 +56,8 @@ class Sample:
     index: int
     key: str
     record: Any = None
+    opened: list[Callable[[], str]] = field(default_factory=list)
+    read: tuple[int, int] | None = None
     image: Any = None
     target: Any = None
     rest: list[Any] = field(default_factory=list)
@@ -174,14 +178,20 @@ class LabelMapDataset(Dataset[Any]):
         return self._items(indices)
 
     def _items(self, indices: Sequence[int]) -> list[Any]:
-        """Look up the records of a batch; load and transform its images; pool what they show, in one go.
+        """Look up the records of a batch; load and transform its images; find what they show; pool it in one go.
 
         Between images, whose pixels drive all else out of the processor's caches, the rest takes several times as long.
         """
         samples = self.look_up(indices)
+        jointly = None if self.transforms is None else moving_label_maps(self.transforms)
         for sample in samples:
             self.load(sample)
-            self._transform(sample)
+            if jointly is None:
+                self._transform(sample)
+            else:
+                self._jointly(sample, jointly)
+        for sample in samples:
+            self.see(sample)
         return self.finish(samples)
 
     def look_up(self, indices: Sequence[int]) -> list[Sample]:
@@ -196,7 +206,7 @@ class LabelMapDataset(Dataset[Any]):
         return samples
 
     def load(self, sample: Sample) -> None:
-        """Read the image of a sample, and find the record of the one that was read."""
+        """Read the image of a sample."""
         trace = sample.trace = CropTrace() if self._crop != "full" else None
         with Reading(trace) as reading:
             if trace is not None and self._transforms_inside:
@@ -211,52 +221,58 @@ class LabelMapDataset(Dataset[Any]):
                     f"number: the soft label takes its place."
                 )
             sample.image, sample.target, *sample.rest = item
-            keys = reading.keys_of(sample.image, self._dataset)
+            sample.opened = reading.keys_of(sample.image, self._dataset)
         sample.rest = plain(sample.rest) if sample.rest else sample.rest
-        if self._key is not None and len(keys) > 1:
+        if reading.opened:
+            sample.read = size_of(reading.opened[-1][1])
+        elif trace is None or not trace.cropped:
+            sample.read = size_of(sample.image)
+
+    def _transform(self, sample: Sample) -> None:
+        """Run the dataset's own pipeline on the image of a sample."""
+        if sample.trace is None:
+            with CropTrace():  # which nobody reads: the label is that of the whole image
+                sample.image = sample.image if self.transform is None else self.transform(sample.image)
+            return
+        with sample.trace as trace:
+            if self.transform is not None:
+                sample.image = run(self.transform, resume(sample.image, trace), trace)
+            elif not self._transforms_inside:
+                sample.image = resume(sample.image, trace)
+            elif not isinstance(sample.image, TrackedImage) and trace.noted(sample.image) is None:
+                trace.trusted = self._dataset
+
+    def _find(self, sample: Sample) -> None:
+        """Find the record of the image that was read, and check that it is of this image."""
+        if self._key is not None and len(sample.opened) > 1:
             raise ValueError(
                 f"{type(self._dataset).__name__} loaded another image in place of number {sample.index}, which is "
                 f"broken, and key= does not know of it. Take the broken image out of the dataset, or leave key= out."
             )
-        if keys and self._key is None:
-            loaded = self._prefix(keys[-1]())
+        if sample.opened and self._key is None:
+            loaded = self._prefix(sample.opened[-1]())
             if loaded != sample.key:
                 sample.key, sample.record = loaded, self.label_maps.get(loaded)
         if sample.record is None and self._missing != "onehot":
             sample.record = self.label_maps[sample.key]  # raises, unless it was written since
-        read = reading.opened[-1][1] if reading.opened else None if trace is None or trace.cropped else sample.image
-        check_size(sample.record, read, sample.key, self.label_maps)
-        if len(keys) <= 1:
+        check_size(sample.record, sample.read, sample.key, self.label_maps)
+        if len(sample.opened) <= 1:
             own = class_of(self._dataset, sample.index)
             check_target(own, sample.target, self.num_classes, getattr(self.label_maps, "header", None))
 
-    def _transform(self, sample: Sample) -> None:
-        """Run the pipeline on the image of a sample, and make of its record what the image shows then."""
-        if self.transforms is not None:
-            self._jointly(sample)
-            return
-        if sample.trace is None:
-            with CropTrace():  # which nobody reads: the label is that of the whole image
-                sample.image = sample.image if self.transform is None else self.transform(sample.image)
-        else:
-            with sample.trace as trace:
-                if self.transform is not None:
-                    sample.image = run(self.transform, begin(sample.image, trace), trace)
-                elif not self._transforms_inside:
-                    sample.image = begin(sample.image, trace)
-                elif not isinstance(sample.image, TrackedImage) and not trace.knows(sample.image):
-                    trace.trusted = self._dataset
-                trace.finish(sample.image, self.transform)
-        self.see(sample)
-
     def see(self, sample: Sample) -> None:
         """Make of the record of a sample what its image, transformed, shows."""
+        if self.transforms is not None:
+            return  # the pipeline has done so
+        self._find(sample)
         trace = sample.trace
+        if trace is not None:
+            trace.finish(sample.image, self.transform)
         view: View = ViewBox() if trace is None else trace.view
         canvas_size = (None if trace is None else trace.size) or size_of(sample.image) or (1, 1)
         sample.image = plain(sample.image)
         if sample.record is None:
-            sample.label = self._one_hot(sample.target)
+            sample.label = self._without_map(sample.target)
         elif self.pooling is None or isinstance(sample.record, LabelMap):
             sample.label = self._map(sample.record, canvas_size, view)
         else:
@@ -312,16 +328,16 @@ class LabelMapDataset(Dataset[Any]):
         """The key, in the store, of the image that an index asks for."""
         return self._prefix(key_of(self._dataset, index, self._key))
 
-    def _jointly(self, sample: Sample) -> None:
+    def _jointly(self, sample: Sample, pipeline: Callable[..., Any]) -> None:
         """Transform an image and its map together; the label is a map still, or pooled by the pipeline itself."""
-        assert self.transforms is not None
+        self._find(sample)
         # A dataset may have cropped the image when it read it, or when it read it for an earlier sample.
         shown = ViewBox() if sample.trace is None else sample.trace.view
         if isinstance(sample.image, TrackedImage):
             shown = sample.image.view
         image = plain(sample.image)
         label_map = self._map(sample.record, F.get_size(image), shown)
-        image, label = moving_label_maps(self.transforms)(image, label_map)
+        image, label = pipeline(image, label_map)
         if not isinstance(label, LabelMap) and not _is_label_of(label_map, label):
             got = f"a tensor of shape {tuple(label.shape)}" if isinstance(label, Tensor) else type(label).__name__
             raise TypeError(
@@ -339,7 +355,7 @@ class LabelMapDataset(Dataset[Any]):
             if not isinstance(label, LabelMap):
                 raise ValueError("crop='full' pools the whole image after the pipeline: take PoolLabelMap() out of it.")
             label = label_map.with_view(label_map.view_box, label.canvas_size)
-        sample.image, sample.label = image, self._one_hot(sample.target) if sample.record is None else label
+        sample.image, sample.label = image, self._without_map(sample.target) if sample.record is None else label
 
     def _blended(self, label: Any, target: Any) -> Any:
         """A pooled label with its share of the one-hot one."""
@@ -347,6 +363,12 @@ class LabelMapDataset(Dataset[Any]):
             return label
         own = self._one_hot(target).to(label.device)
         return label.lerp(own.view(-1, *[1] * (label.ndim - 1)), self._onehot)
+
+    def _without_map(self, target: Any) -> Tensor:
+        """The one-hot label of an image, for each token where labels are pooled for tokens."""
+        label = self._one_hot(target)
+        grid = (1, 1) if self.pooling is None else self.pooling.output_size
+        return label if grid == (1, 1) else label[:, None, None].repeat(1, *grid)
 
     def _one_hot(self, target: Any) -> Tensor:
         try:

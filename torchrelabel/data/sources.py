@@ -17,7 +17,7 @@ from torchvision.datasets.vision import StandardTransform
 
 from torchrelabel.data.keys import reader_key, relative_key, root_of
 from torchrelabel.errors import CropNotSeen
-from torchrelabel.following.follow import begin
+from torchrelabel.following.follow import begin, track
 from torchrelabel.following.sizes import size_of
 from torchrelabel.following.steps import with_steps_followed
 from torchrelabel.following.trace import CropTrace
@@ -64,6 +64,8 @@ class Reading:
         Raises:
             CropNotSeen: Unless it gave just the one image that it opened, for whose pixels the label map is.
         """
+        if len(self.opened) == len(self.keys) == 1 and self.opened[0][1] is image and self.given in ([], [image]):
+            return self.keys
         name = type(dataset).__name__
         if len(self.given) > 1:
             raise CropNotSeen(
@@ -101,11 +103,13 @@ class RecordingLoader:
     Args:
         loader: From path to image.
         root: The folder that the keys of a store are relative to.
+        handled: Whether the dataset may do more with an image than give it to its transform.
     """
 
-    def __init__(self, loader: Callable[[str], Any], root: str | os.PathLike[str]) -> None:
+    def __init__(self, loader: Callable[[str], Any], root: str | os.PathLike[str], *, handled: bool) -> None:
         self._loader = loader
         self._root = root
+        self._follow = track if handled else begin
 
     def __call__(self, path: str) -> Any:
         reading = _current.get()
@@ -115,7 +119,7 @@ class RecordingLoader:
         reading.keys.append(key)
         image = self._loader(path)
         if reading.trace is not None and isinstance(image, PIL.Image.Image):
-            image = begin(image, reading.trace)
+            image = self._follow(image, reading.trace)
         reading.opened.append((key, image))
         return image
 
@@ -234,7 +238,8 @@ def without_transform(dataset: Any) -> tuple[Any, Callable[..., Any] | None]:
         dataset.dataset, _ = without_transform(dataset.dataset)
     root = root_of(dataset)
     if isinstance(dataset, DatasetFolder) and root is not None:
-        dataset.loader = RecordingLoader(dataset.loader, root)
+        handled = type(dataset).__getitem__ is not DatasetFolder.__getitem__
+        dataset.loader = RecordingLoader(dataset.loader, root, handled=handled)
     if is_timms(dataset):
         dataset.reader = RecordingReader(dataset.reader)
     if isinstance(getattr(dataset, "transforms", None), StandardTransform):

@@ -150,7 +150,7 @@ def _refuse_foreign_files(root: Path, own: dict[str, SceneRecord]) -> None:
     for path in sorted(root.rglob("*")):
         if path.is_file() and path.relative_to(root).as_posix() not in own:
             raise FileExistsError(
-                f"the demo did not make {path}, and would train on it. Move it, or choose another folder with --out"
+                f"the demo did not make {path}, and would train on it. Move it, or choose another folder with --output"
             )
 
 
@@ -173,7 +173,7 @@ def _read_description(path: Path) -> tuple[SceneFolder | None, dict[str, Any]]:
         records = {key: _record(fields) for key, fields in content["scenes"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FileExistsError(
-            f"{path} was not written by this version of the demo. Move it away, or choose another folder with --out"
+            f"{path} was not written by this version of the demo. Move it away, or choose another folder with --output"
         ) from error
     head = {"format": content["format"], "settings": content["settings"]}
     return SceneFolder(path.with_suffix(""), records), head

@@ -135,7 +135,7 @@ def demo(
     result = DemoResult(
         quick=quick,
         command=shlex.join(
-            ["torchrelabel", "demo", "--out", str(out), "--seeds", str(seeds), "--scene-seed", str(scene_seed)]
+            ["torchrelabel", "demo", "--output", str(out), "--seeds", str(seeds), "--scene-seed", str(scene_seed)]
             + (["--quick"] if quick else [])
         ),
         annotate_command=annotate_command,
@@ -195,9 +195,11 @@ def _claim(out: Path) -> None:
             known = None
         if known == MARK_FORMAT:
             return
-        raise FileExistsError(f"{mark} was not written by this version of the demo. Choose another folder with --out")
+        raise FileExistsError(
+            f"{mark} was not written by this version of the demo. Choose another folder with --output"
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} exists and was not made by the demo. Choose another folder with --out")
+        raise FileExistsError(f"{out} exists and was not made by the demo. Choose another folder with --output")
     out.mkdir(parents=True, exist_ok=True)
     mark.write_text(json.dumps({"format": MARK_FORMAT}), encoding="utf-8")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,7 @@ class Measuring:
     def corrupted(self, folders: dict[str, dict[str, Path]], names: Sequence[str] | None) -> None:
         """ImageNet-C: the mean of the top-1 of all corruptions and severities, and mCE."""
         table: dict[str, dict[str, float]] = {}
+        notes: list[str] = []
         images = 0
         for corruption, severities in folders.items():
             for severity, folder in severities.items():
@@ -194,10 +196,14 @@ class Measuring:
                     self.result.left_out["imagenet_c"] = str(error)
                     return
                 predictions = self.predict(what, labelled.found, labelled.keys, transform=self.classifier.as_it_is)
-                self.lose(labelled, what)
+                notes += labelled.notes
+                self.lose(replace(labelled, notes=()), what)
                 top1 = metrics.top_k(predictions.top, _labels_of(labelled, predictions), 1)
                 table.setdefault(corruption, {})[severity] = top1
                 images += len(predictions.keys)
+        if notes:  # once, not 75 times
+            others = f"; {len(notes) - 1} more sets lack classes, too" if len(notes) > 1 else ""
+            self.result.notes.append(f"{notes[0]}{others}")
         rates = [top1 for severities in table.values() for top1 in severities.values()]
         self.result.put("imagenet_c", sum(rates) / len(rates), images)
         self.result.values["imagenet_c_corruptions"] = table

@@ -31,6 +31,7 @@ def draw_evaluations(figures: Sequence[Mapping[str, Any]], names: Sequence[str])
     """
     require_matplotlib()
     from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
 
     measures = [name for name in measures_of(figures) if name not in _NOT_DRAWN]
     if not measures:
@@ -42,6 +43,9 @@ def draw_evaluations(figures: Sequence[Mapping[str, Any]], names: Sequence[str])
     _draw_bars(axes[0], figures, names, measures)
     if curves:
         _draw_curves(axes[1], figures, names)
+        axes[1].yaxis.set_major_formatter(PercentFormatter(1, 0))
+        axes[1].xaxis.set_major_formatter(PercentFormatter(1, 0))
+    axes[0].xaxis.set_major_formatter(PercentFormatter(1))
     return figure
 
 
@@ -52,16 +56,26 @@ def _draw_bars(axis: Axes, figures: Sequence[Mapping[str, Any]], names: Sequence
         values = [each[measures[row]] for row in there]
         bars = axis.barh([row + number * thick for row in there], values, thick, label=name)
         axis.bar_label(bars, [f"{value:.1%}" for value in values], fontsize=7, padding=2)
-    titles = [
-        TITLES.get(measure, measure).strip() + (" (lower is better)" if measure in LOWER_IS_BETTER else "")
-        for measure in measures
-    ]
-    axis.set_yticks([row + 0.4 - thick / 2 for row in range(len(measures))], titles, fontsize=8)
+    axis.set_yticks([row + 0.4 - thick / 2 for row in range(len(measures))], _titles(measures), fontsize=8)
     axis.invert_yaxis()
-    axis.margins(x=0.12)
+    axis.margins(x=0.12, y=0.02)
     axis.legend(fontsize=8)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
+
+
+def _titles(measures: Sequence[str]) -> list[str]:
+    """What to call each bar. The table's rows are indented below the one that they belong to, bars cannot be."""
+    above = ""
+    titles = {}
+    for measure in dict.fromkeys([*TITLES, *measures]):
+        title = TITLES.get(measure, measure)
+        if title.startswith(" "):
+            title = f"{above}, {title.strip()}"
+        else:
+            above = title
+        titles[measure] = title + (" (lower is better)" if measure in LOWER_IS_BETTER else "")
+    return [titles[measure] for measure in measures]
 
 
 def _draw_curves(axis: Axes, figures: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:

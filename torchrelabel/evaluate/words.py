@@ -75,8 +75,12 @@ def words(figures: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
     for name, each in zip(names, figures, strict=True):
         if "occlusion" in each:
             lines += ["", *_occlusion(name, each["occlusion"])]
-    for name, each in zip(names, figures, strict=True):
-        lines += _remarks(name if len(names) > 1 else "", each)
+    said = [_remarks("", each) for each in figures]
+    if all(remarks == said[0] for remarks in said):  # once, whatever number of models it is true of
+        lines += said[0]
+    else:
+        for name, each in zip(names, figures, strict=True):
+            lines += _remarks(name, each)
     return "\n".join(lines)
 
 

@@ -9,14 +9,14 @@ import PIL.Image
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from torchrelabel.following.functionals import plain_of
+from torchrelabel.following.functionals import known, plain_of, tracked
 from torchrelabel.following.sizes import size_of
 from torchrelabel.following.steps import run
-from torchrelabel.following.trace import WAYS_OUT, CropTrace
+from torchrelabel.following.trace import WAYS_OUT, Canvas, CropTrace
 from torchrelabel.following.tracked_image import TrackedImage
 from torchrelabel.view import View
 
-__all__ = ["Followed", "begin", "follow", "plain"]
+__all__ = ["Followed", "begin", "follow", "plain", "resume", "track"]
 
 
 class Followed(NamedTuple):
@@ -59,19 +59,37 @@ def follow(pipeline: Callable[[Any], Any], image: Any, *, ways_out: str = WAYS_O
 
 
 def begin(image: Any, trace: CropTrace) -> Any:
-    """Follow an image from here on; a PIL image that is followed already still shows what it showed."""
-    if isinstance(image, TrackedImage) and image.knows_its_view:
-        size = (image.height, image.width)
-        if image.trace is trace:
-            trace.return_to(image.view, size, image.number)
-            return image
-        # Of another sample: a dataset keeps its images, and some of them were cropped when they were read.
-        number = trace.see(image.view, size, trace.number, crop=True)
-        return TrackedImage.made(image.plain(), image.view, trace, number)
-    if isinstance(image, PIL.Image.Image):
-        return TrackedImage.of(image, trace)
-    trace.size = size_of(image)
+    """Follow an image that was just read through steps; one that is followed already shows what it showed."""
+    if not isinstance(image, TrackedImage):
+        trace.begin(size_of(image))
+        return trace.note(image)
+    plain = image.plain()
+    if not image.knows_its_view:
+        trace.accept(plain, "The dataset")
+    elif image.trace is trace:
+        trace.return_to(image.number)
+    else:  # of another sample: a dataset keeps its images, and some of them were cropped when they were read
+        trace.begin((image.height, image.width))
+        trace.see(trace.number, known, Canvas(image.view, (image.height, image.width)), crop=True)
+    return trace.note(plain)
+
+
+def resume(image: Any, trace: CropTrace) -> Any:
+    """Follow an image through steps that a dataset gives, which may have opened it within this trace.
+
+    Raises:
+        CropNotSeen: If it says nothing of its view, and has another size than the one last seen.
+    """
+    if isinstance(image, TrackedImage) or trace.size is None:
+        return begin(image, trace)
+    if trace.noted(image) is None:
+        trace.check_size(image, "The dataset")
     return trace.note(image)
+
+
+def track(image: Any, trace: CropTrace) -> Any:
+    """The same for whatever a dataset or a function of the user's own does with the image."""
+    return tracked(begin(image, trace), trace, "The dataset")
 
 
 def plain(output: Any) -> Any:

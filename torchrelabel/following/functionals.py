@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from functools import lru_cache, partial, wraps
 from types import CellType, FunctionType, ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -20,24 +20,26 @@ from torch import Tensor
 from torchvision.transforms import functional as v1
 
 from torchrelabel.errors import CropNotSeen
-from torchrelabel.following.sizes import sizes_of
-from torchrelabel.following.trace import WAYS_OUT, CropTrace, current_trace
+from torchrelabel.following.trace import WAYS_OUT, Canvas, CropTrace, current_trace
 from torchrelabel.following.tracked_image import TrackedImage
 from torchrelabel.label_map import LabelMap
 from torchrelabel.label_map.kernels import KERNELS
 from torchrelabel.label_map.refusals import REFUSED, refuse
-from torchrelabel.view import View
 
 __all__ = [
+    "PROBE",
     "adopt",
     "call_followed",
     "canvas_of",
     "followed_functional",
     "is_functional",
+    "known",
     "knows_its_view",
+    "number_of",
     "plain_of",
     "probe_of",
     "rebound",
+    "tracked",
 ]
 
 # Those that move pixels, by their names in v1 and v2, and what they do to a label map.
@@ -49,6 +51,8 @@ _MOVING: dict[str, Callable[..., Any]] = {
     "elastic_transform": partial(refuse, "elastic"),
 }
 _SEVERAL = ("five_crop", "ten_crop")
+_WHOLE = ("resize", "hflip", "vflip", "horizontal_flip", "vertical_flip")  # what they show, they show all of
+_ALWAYS_REFUSED = (*REFUSED, "elastic_transform")
 
 
 def call_followed(step: Any, image: Any) -> Any:
@@ -108,12 +112,16 @@ def _followed(name: str, functional: Callable[..., Any]) -> Callable[..., Any]:
                 f"{name} makes several images of one, so it is unknown which of them the label should be for. "
                 f"{WAYS_OUT}"
             )
-        kernel = _MOVING.get(name)
-        canvas = None if kernel is None else canvas_of(image, trace, functional)
+        number = trace.number if image is trace.latest else number_of(image, trace, functional)
         result = functional(plain_of(image), *args, **kwargs)
         if not isinstance(result, _IMAGES):
             return result
-        return adopt(result, image, kernel and kernel(canvas, *args, **kwargs), trace)
+        kernel = _MOVING.get(name)
+        if kernel is not None:
+            number = trace.see(number, kernel, *args, crop=name not in _WHOLE, **kwargs)
+            if name in _ALWAYS_REFUSED:
+                trace.canvas(number)
+        return shown(result, image, number, trace)
 
     return call
 
@@ -138,53 +146,69 @@ def plain_of(image: Any) -> Any:
     return image.plain() if isinstance(image, TrackedImage) else image
 
 
-class Canvas(NamedTuple):
-    """What kernels of functionals ask a label map for: its view, and the size (H, W) of its image."""
+def number_of(image: Any, trace: CropTrace, by: Any) -> int:
+    """The number of the view that an image shows.
 
-    view_box: View
-    canvas_size: tuple[int, int]
-
-    def with_view(self, view: View, canvas_size: tuple[int, int] | None = None) -> Canvas:
-        """As :meth:`LabelMap.with_view <torchrelabel.LabelMap.with_view>`."""
-        return Canvas(view, canvas_size or self.canvas_size)
+    Raises:
+        CropNotSeen: If the image says nothing of its view, and has another size than the one last seen.
+    """
+    return image.number if knows_its_view(image, trace) else trace.accept(image, by)
 
 
 def canvas_of(image: Any, trace: CropTrace, by: Any) -> Canvas:
     """What an image shows.
 
     Raises:
-        CropNotSeen: If the image says nothing of its view, and has another size than the one last seen.
+        CropNotSeen: As :func:`number_of`.
     """
-    if knows_its_view(image, trace):
-        return Canvas(image.view, (image.height, image.width))
-    trace.accept(image, by)
-    height, width = sizes_of(image)[0]
-    return Canvas(trace.view, (height, width))
+    canvas = trace.canvas(number_of(image, trace, by))
+    assert canvas is not None
+    return canvas
 
 
 def probe_of(image: Any, trace: CropTrace, by: Any) -> LabelMap:
     """The same as a label map of one cell, for transforms of v2 to move with the image."""
     canvas = canvas_of(image, trace, by)
-    return _PROBE.with_view(canvas.view_box, canvas.canvas_size)
+    return PROBE.with_view(canvas.view_box, canvas.canvas_size)
 
 
 def adopt(result: Any, image: Any, canvas: Canvas | LabelMap | None, trace: CropTrace) -> Any:
     """Take a result for what a step has made of an image, and shows what a canvas does by now.
 
     Args:
-        result: A PIL image, which is tracked from here on, or a tensor or an array.
+        result: A PIL image, a tensor or an array.
         image: What the step got.
         canvas: Its :func:`canvas_of` or :func:`probe_of` after the step; None where the step moves nothing.
         trace: Of the sample.
     """
-    view, number = (image.view, image.number) if knows_its_view(image, trace) else (trace.view, trace.number_of(image))
-    if canvas is not None and (canvas.view_box is not view or canvas.canvas_size != trace.size):
-        flips = (view, view.flip_x(), view.flip_y(), view.flip_x().flip_y())
-        view = canvas.view_box
-        number = trace.see(view, canvas.canvas_size, number, crop=view not in flips)
-    if not isinstance(result, PIL.Image.Image):
-        return trace.note(result, number)
-    return TrackedImage.made(result, view, trace, number)
+    number = number_of(image, trace, "A step")
+    if canvas is not None:
+        before = canvas_of(image, trace, "A step")
+        view, size = canvas.view_box, canvas.canvas_size
+        if view is not before.view_box or size != before.canvas_size:
+            whole = before.view_box
+            flips = (whole, whole.flip_x(), whole.flip_y(), whole.flip_x().flip_y())
+            number = trace.see(number, known, Canvas(view, size), crop=view not in flips)
+    return shown(result, image, number, trace)
+
+
+def known(_: Canvas, canvas: Canvas) -> Canvas:
+    """What is known already, in place of a kernel."""
+    return canvas
+
+
+def shown(result: Any, image: Any, number: int, trace: CropTrace) -> Any:
+    """A result that shows the view of a number: it tells so itself where the image that it was made of did."""
+    if isinstance(image, TrackedImage) and isinstance(result, PIL.Image.Image):
+        return TrackedImage.made(result, trace, number)
+    return trace.note(result, number)
+
+
+def tracked(image: Any, trace: CropTrace, by: Any) -> Any:
+    """An image for code that is not a step of torchvision's or timm's: a PIL image knows what it shows from here on."""
+    if not isinstance(image, PIL.Image.Image) or isinstance(image, TrackedImage):
+        return image
+    return TrackedImage.of(image, trace, trace.accept(image, by))
 
 
 def knows_its_view(image: Any, trace: CropTrace) -> bool:
@@ -193,4 +217,4 @@ def knows_its_view(image: Any, trace: CropTrace) -> bool:
 
 
 _IMAGES = (PIL.Image.Image, Tensor, np.ndarray)
-_PROBE = LabelMap(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1, dtype=torch.long), num_classes=1, canvas_size=(1, 1))
+PROBE = LabelMap(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1, dtype=torch.long), num_classes=1, canvas_size=(1, 1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from types import CellType, FunctionType
 from typing import Any
 
@@ -17,18 +17,21 @@ from torchvision.transforms import v2
 from torchrelabel.errors import CropNotSeen, UntrackedTransformError
 from torchrelabel.following.declare import rule_of
 from torchrelabel.following.functionals import (
+    PROBE,
     adopt,
     call_followed,
     canvas_of,
     followed_functional,
     is_functional,
     knows_its_view,
+    number_of,
     plain_of,
     probe_of,
     rebound,
+    tracked,
 )
 from torchrelabel.following.sizes import images_in, size_of
-from torchrelabel.following.trace import WAYS_OUT, CropTrace, current_trace, short
+from torchrelabel.following.trace import WAYS_OUT, Canvas, CropTrace, current_trace, short
 from torchrelabel.following.tracked_image import TrackedImage
 from torchrelabel.view import View
 
@@ -42,11 +45,11 @@ _BLENDS = ("torchvision.transforms.autoaugment.AugMix", "torchvision.transforms.
            "timm.data.auto_augment.AugMixAugment")  # fmt: skip
 _V2, _V1, _TIMM = "torchvision.transforms.v2.", "torchvision.transforms.", "timm.data."
 _OPS = "timm.data.auto_augment."
-# Transforms of v2 that move a PIL image by its own methods; others pad, which no method does, or tilt.
-_BY_METHODS = (
-    *(v2.RandomResizedCrop, v2.Resize, v2.RandomResize, v2.RandomShortestSize, v2.ScaleJitter),
-    *(v2.RandomHorizontalFlip, v2.RandomVerticalFlip, v2.RandomRotation, v2.RandomAffine),
-)
+# Transforms of v2 that draw, and then move each input by itself: those that only flip or resize, and others. (They
+# move a tracked image by its own methods, too; those that are not here pad, which no method does, or tilt.)
+_WHOLE = (v2.Resize, v2.RandomResize, v2.RandomShortestSize, v2.ScaleJitter,
+          v2.RandomHorizontalFlip, v2.RandomVerticalFlip)  # fmt: skip
+_ONE_BY_ONE = (*_WHOLE, v2.RandomResizedCrop, v2.RandomRotation, v2.RandomAffine)
 # And those that move no pixels, of v1 and v2: these, and a few others that are left to find out for themselves.
 _COLOURS = {
     getattr(library, name)
@@ -77,7 +80,7 @@ def run(step: Any, image: Any, trace: CropTrace) -> Any:
     Raises:
         CropNotSeen: If it cannot be known what the result shows.
     """
-    kind: Any = type(step)
+    kind = type(step)
     way = _WAYS.get(kind)
     if way is None:
         way = _WAYS[kind] = _way_of(kind)
@@ -90,7 +93,7 @@ def run(step: Any, image: Any, trace: CropTrace) -> Any:
         raise CropNotSeen(
             f"{short(step)} tilts or bends the image, which a label map cannot follow. Leave it out. {WAYS_OUT}"
         ) from error
-    return result if way is _run_in_order or trace.knows_latest(result) else _followed_on(step, result, trace)
+    return result if result is trace.latest or way is _run_in_order else _followed_on(step, result, trace)
 
 
 def _is_network(step: Any) -> bool:
@@ -116,14 +119,14 @@ def _way_of(kind: type) -> _Way:
     if augments(kind):
         return _run_augmentation
     if name.startswith(_V2):
-        return _run_by_methods_or_jointly if kind in _BY_METHODS else _run_jointly
+        return _run_one_by_one if kind in _ONE_BY_ONE else _run_jointly
     if name.startswith(_OPS):
         return _run_operations
     if name.startswith((_V1, _TIMM)):
         return _run_by_functionals
     if kind in (FunctionType, partial):
         return _run_function
-    return _run_by_methods_or_jointly if issubclass(kind, v2.Transform) else run_own
+    return _run_own_transform if issubclass(kind, v2.Transform) else run_own
 
 
 def _run_in_order(step: Any, image: Any, trace: CropTrace) -> Any:
@@ -147,7 +150,7 @@ def augments(kind: type) -> bool:
 def _followed_on(step: Any, result: Any, trace: CropTrace) -> Any:
     """Go on from the result of a step."""
     if knows_its_view(result, trace):
-        trace.return_to(result.view, (result.height, result.width), result.number)
+        trace.return_to(result.number)
         return result
     if trace.ambiguous:
         raise CropNotSeen(
@@ -163,8 +166,6 @@ def _followed_on(step: Any, result: Any, trace: CropTrace) -> Any:
     if not images:
         return result
     trace.accept(images[0], step)
-    if result is images[0] and isinstance(result, PIL.Image.Image):
-        return TrackedImage.of(result, trace)
     return result
 
 
@@ -187,9 +188,10 @@ def _run_lambda(step: Any, image: Any, trace: CropTrace) -> Any:
 
 def _run_by_functionals(step: Any, image: Any, trace: CropTrace) -> Any:
     result = call_followed(step, image)
+    if result is trace.latest or not isinstance(result, (Tensor, np.ndarray)):
+        return result
     # timm's ToTensor calls that of torchvision, or NumPy.
-    as_large = not isinstance(result, PIL.Image.Image) and size_of(result) == trace.size
-    return trace.note(result) if as_large and isinstance(result, (Tensor, np.ndarray)) else result
+    return trace.note(result) if size_of(result) == trace.size else result
 
 
 def _run_function(step: Any, image: Any, trace: CropTrace) -> Any:
@@ -197,6 +199,8 @@ def _run_function(step: Any, image: Any, trace: CropTrace) -> Any:
 
 
 def _run_colours(step: Any, image: Any, trace: CropTrace) -> Any:
+    if image is trace.latest:
+        return trace.note(step(image))
     return adopt(step(plain_of(image)), image, None, trace)
 
 
@@ -209,11 +213,42 @@ def _run_jointly(step: Any, image: Any, trace: CropTrace) -> Any:
     return adopt(result, image, moved if isinstance(moved, type(probe)) else None, trace)
 
 
-def _run_by_methods_or_jointly(step: Any, image: Any, trace: CropTrace) -> Any:
-    """A transform of v2 that works through the methods of a PIL image, as one of the user's own may, or by kernels."""
-    if not isinstance(image, TrackedImage):
-        return _run_jointly(step, image, trace)
-    return step(image) if type(step) in _BY_METHODS else run_own(step, image, trace)
+def _run_one_by_one(step: Any, image: Any, trace: CropTrace) -> Any:
+    """A transform of v2 that draws, and then moves each input by itself: later, if asked for, also a label map."""
+    return step(image) if isinstance(image, TrackedImage) else _telling(step)(image)
+
+
+def _run_own_transform(step: Any, image: Any, trace: CropTrace) -> Any:
+    """A transform of the user's own that is one of v2's: it works by the methods of a PIL image, or by kernels."""
+    run_one = run_own if isinstance(image, PIL.Image.Image) else _run_jointly
+    return run_one(step, image, trace)
+
+
+def _telling(step: Any) -> Any:
+    """A transform of v2 that tells the sample being loaded what it has drawn. It has the attributes of the step."""
+    kind: Any = type(step)
+    telling: Any = object.__new__(_telling_class(kind))
+    object.__setattr__(telling, "__dict__", step.__dict__)
+    return telling
+
+
+@lru_cache(None)
+def _telling_class(kind: Any) -> Any:
+    name = "transform" if hasattr(kind, "transform") else "_transform"  # before torchvision 0.21
+    theirs = getattr(kind, name)
+
+    def transform(self: Any, image: Any, params: dict[str, Any]) -> Any:
+        trace = current_trace()
+        assert trace is not None
+        number = number_of(image, trace, self)
+        result = theirs(self, image, params)
+        return trace.note(result, trace.see(number, move, self, params, crop=kind not in _WHOLE))
+
+    def move(canvas: Canvas, step: Any, params: dict[str, Any]) -> Canvas:
+        moved = theirs(step, PROBE.with_view(*canvas), params)
+        return Canvas(moved.view_box, moved.canvas_size)
+
+    return type(kind.__name__, (kind,), {name: transform, "__module__": kind.__module__})
 
 
 def _run_augmentation(step: Any, image: Any, trace: CropTrace) -> Any:
@@ -232,6 +267,7 @@ def _run_augmentation(step: Any, image: Any, trace: CropTrace) -> Any:
 def _run_operations(step: Any, image: Any, trace: CropTrace) -> Any:
     """RandAugment and its kind, of timm: the operations that move pixels are methods of a PIL image."""
     if hasattr(step, "aug_fn"):
+        image = tracked(image, trace, step)
         result = step(image)
         moved = isinstance(result, TrackedImage)
         return result if moved else adopt(result, image, None, trace)
@@ -249,6 +285,7 @@ def run_own(step: Any, image: Any, trace: CropTrace) -> Any:
         image: What it is called with.
         trace: Of the sample being loaded.
     """
+    image = tracked(image, trace, step)
     if isinstance(step, FunctionType):
         return _with_steps(step, trace)(image)
     if isinstance(step, partial) and isinstance(step.func, FunctionType):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import weakref
+from collections.abc import Callable
 from contextvars import ContextVar, Token
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -13,7 +15,7 @@ from torchrelabel.errors import CropNotSeen
 from torchrelabel.following.sizes import images_in, size_of, sizes_of
 from torchrelabel.view import View, ViewBox
 
-__all__ = ["WAYS_OUT", "CropTrace", "current_trace", "short"]
+__all__ = ["WAYS_OUT", "Canvas", "CropTrace", "current_trace", "short"]
 
 WAYS_OUT = (
     "Crop with RandomResizedCropWithLabelMap, declare the step (docs: Following a crop), pass a v2 pipeline as "
@@ -35,31 +37,44 @@ def short(pipeline: Any) -> str:
     return text if len(text) <= 300 else text[:297] + "..."
 
 
+class Canvas(NamedTuple):
+    """What an image shows, and its size (H, W): all that the kernels of functionals ask a label map for."""
+
+    view_box: View
+    canvas_size: tuple[int, int]
+
+    def with_view(self, view: View, canvas_size: tuple[int, int] | None = None) -> Canvas:
+        """As :meth:`LabelMap.with_view <torchrelabel.LabelMap.with_view>`."""
+        return Canvas(view, canvas_size or self.canvas_size)
+
+
 class CropTrace:
     """The latest view known of one sample while its pipeline runs.
 
-    A context manager: within it, :func:`current_trace` gives this object.
+    A context manager: within it, :func:`current_trace` gives this object. Views have numbers. While images are worked
+    on, only what was done to each is written down; what it shows is found out when somebody asks.
 
     Attributes:
-        view: What the latest image shows.
-        size: The size (H, W) of that image, None as long as no image was seen.
         cropped: Whether a crop, or anything else that moves pixels, has been seen.
         ambiguous: Whether two views were taken of one image, so that it is unknown which one was kept.
         trusted: The latest step of the user's own whose result could not be followed further than by its size.
         error: Why the view is unknown, for those who cannot raise where they find out.
-        number: Of the latest view; each image that knows its view carries the number of that.
+        number: Of the latest view.
+        latest: The image, tensor or array that shows it; None where an image that knows its own number does.
     """
 
     def __init__(self) -> None:
-        self.view: View = ViewBox()
-        self.size: tuple[int, int] | None = None
         self.cropped = False
         self.ambiguous = False
         self.trusted: Any = None
         self.error: Exception | None = None
         self.number = 0
-        self._views = 0
-        self._arrays: list[tuple[Any, int]] = []  # tensors and arrays that showed a view, with its number
+        self.latest: Any = None
+        # Move n - 1 made view n.
+        self._moves: list[tuple[int, Callable[..., Canvas], tuple[Any, ...], dict[str, Any]]] = []
+        self._canvases: dict[int, Canvas] = {}
+        # Weak, so that the memory of an image is free for the next one.
+        self._earlier: list[tuple[weakref.ref[Any], int]] = []
         self._token: Token[CropTrace | None] | None = None
 
     def __enter__(self) -> CropTrace:
@@ -69,56 +84,104 @@ class CropTrace:
     def __exit__(self, *_: object) -> None:
         assert self._token is not None
         _current.reset(self._token)
-        self._arrays = []
 
-    def see(self, view: View, size: tuple[int, int], parent: int, *, crop: bool) -> int:
-        """Take note of a new view, made of an image that showed the view of number ``parent``; return its number."""
+    def begin(self, size: tuple[int, int] | None) -> None:
+        """Take note of the size (H, W) of an image that was just read, and shows all of the original."""
+        if size is None:
+            return
+        if self._canvases:
+            self._moves.append((0, Canvas.with_view, (), {}))
+            self._replace(None)
+            self.number = len(self._moves)
+        self._canvases[self.number] = Canvas(ViewBox(), size)
+
+    def canvas(self, number: int | None = None) -> Canvas | None:
+        """What the view of a number shows, by default the latest; None as long as no image was seen."""
+        wanted = number = self.number if number is None else number
+        if not self._canvases:
+            return None
+        made = []
+        while number not in self._canvases:
+            made.append(number)
+            number = self._moves[number - 1][0]
+        canvas = self._canvases[number]
+        for number in reversed(made):
+            _, move, args, kwargs = self._moves[number - 1]
+            canvas = self._canvases[number] = move(canvas, *args, **kwargs)
+        return self._canvases[wanted]
+
+    @property
+    def view(self) -> View:
+        """What the latest image shows."""
+        canvas = self.canvas()
+        return ViewBox() if canvas is None else canvas.view_box
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """The size (H, W) of the latest image, None as long as no image was seen."""
+        canvas = self.canvas()
+        return None if canvas is None else canvas.canvas_size
+
+    def see(self, parent: int, move: Callable[..., Any], *args: Any, crop: bool, **kwargs: Any) -> int:
+        """Take note of a new view, made of the view of number ``parent``; return its number.
+
+        Args:
+            parent: Of the image that something was done to.
+            move: What was done, a kernel: from the :class:`Canvas` of that image to that of the new one.
+            *args: Of the kernel, which come after the canvas.
+            crop: Whether this moves pixels other than by a flip or a resize.
+            **kwargs: Of the kernel.
+        """
         if parent != self.number:
             self.ambiguous = True
         self.cropped = self.cropped or crop
-        self.view, self.size = view, size
-        self._views += 1
-        self.number = self._views
+        self._moves.append((parent, move, args, kwargs))
+        self._replace(None)
+        self.number = len(self._moves)
         return self.number
 
-    def return_to(self, view: View, size: tuple[int, int], number: int) -> None:
+    def return_to(self, number: int) -> None:
         """Go on from an image that knows what it shows, whatever else was made of its parents."""
-        self.view, self.size, self.number, self.ambiguous = view, size, number, False
+        if number != self.number:
+            self._replace(None)
+        self.number, self.ambiguous = number, False
 
-    def note(self, array: Any, number: int | None = None) -> Any:
-        """Take note that a tensor or an array shows the view of a number, by default the latest."""
-        self._arrays.append((array, self.number if number is None else number))
-        return array
+    def note(self, image: Any, number: int | None = None) -> Any:
+        """Take note that an image, a tensor or an array shows the view of a number, by default the latest."""
+        if number is None or number == self.number:
+            self._replace(image)
+        else:
+            self._earlier.append((weakref.ref(image), number))
+        return image
 
-    def number_of(self, array: Any) -> int:
-        """The number of the view that a tensor or an array shows, as far as that was noted; else the latest."""
-        return next((number for noted, number in reversed(self._arrays) if noted is array), self.number)
+    def _replace(self, latest: Any) -> None:
+        if self.latest is not None and self.latest is not latest:
+            self._earlier.append((weakref.ref(self.latest), self.number))
+        self.latest = latest
 
-    def accept(self, image: Any, by: Any) -> None:
-        """Take an image that says nothing of its view for one that shows the latest, if its size allows that.
+    def noted(self, image: Any) -> int | None:
+        """The number of the view that an image, a tensor or an array shows, None where that was not noted."""
+        if image is self.latest:
+            return self.number
+        return next((number for known, number in reversed(self._earlier) if known() is image), None)
+
+    def accept(self, image: Any, by: Any) -> int:
+        """The number of the view that an image shows; one that says nothing of it is taken to show the latest.
 
         Raises:
-            CropNotSeen: If it has another size, is several images, or is an earlier one than the latest seen.
+            CropNotSeen: If its size says that it does not, or it is several images.
         """
-        if self.knows(image):
-            if self.number_of(image) != self.number:
-                self.ambiguous = True
-            return
-        if self.size is None:  # the first image of the sample, as it was read
-            self.size = size_of(image)
+        number = self.noted(image)
+        if number is not None:
+            self.ambiguous = self.ambiguous or number != self.number
+            return number
+        if not self._canvases:  # the first image of the sample, as it was read
+            self.begin(size_of(image))
         else:
             self.check_size(image, by)
             self.trusted = by
         self.note(image)
-
-    def knows_latest(self, image: Any) -> bool:
-        """Whether a tensor or an array is that which shows the latest view."""
-        noted, number = self._arrays[-1] if self._arrays else (None, -1)
-        return noted is image and number == self.number
-
-    def knows(self, image: Any) -> bool:
-        """Whether it was noted what a tensor or an array shows."""
-        return any(noted is image for noted, _ in self._arrays)
+        return self.number
 
     def check_size(self, result: Any, by: Any) -> None:
         """Raise if an image has another size than the one last seen, or is several: it was changed unseen.
@@ -127,12 +190,13 @@ class CropTrace:
             result: An image, or any structure of images.
             by: What gave it, a step or words, for the message.
         """
-        if self.size is None:
+        size = self.size
+        if size is None or (isinstance(result, Tensor) and result.ndim == 3 and result.shape[1:] == size):
             return
         for image in images_in(result):
             sizes = sizes_of(image)
             several = math.prod(image.shape[:-3]) if isinstance(image, (Tensor, np.ndarray)) else 1
-            if several == 1 and self.size in sizes:
+            if several == 1 and size in sizes:
                 continue
             by = by if isinstance(by, str) else short(by)
             if several > 1:
@@ -142,7 +206,7 @@ class CropTrace:
                 )
             raise CropNotSeen(
                 f"{by} gave an image of {sizes[0][0]} x {sizes[0][1]} pixels (H x W), and the one last seen had "
-                f"{self.size[0]} x {self.size[1]}: it was cropped or resized in a way that could not be followed, "
+                f"{size[0]} x {size[1]}: it was cropped or resized in a way that could not be followed, "
                 f"so the label is unknown. {WAYS_OUT}"
             )
 
@@ -163,8 +227,8 @@ class CropTrace:
                 f"unknown, so the label is, too. {ways_out}"
             )
         self.check_size(result, "The end of the pipeline")
-        if self.size is None:
-            self.size = size_of(result)
+        if not self._canvases:
+            self.begin(size_of(result))
 
 
 def _named(pipeline: Any) -> str:

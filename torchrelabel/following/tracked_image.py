@@ -7,8 +7,8 @@ from typing import Any
 
 from PIL import Image
 
-from torchrelabel.following.trace import CropTrace
-from torchrelabel.view import Matrix, View, ViewBox
+from torchrelabel.following.trace import Canvas, CropTrace
+from torchrelabel.view import Matrix, View
 
 __all__ = ["TrackedImage"]
 
@@ -21,20 +21,18 @@ class TrackedImage(Image.Image):
     ``PIL.Image.Image``, and tracking ends there.
 
     Attributes:
-        view: What this image shows of the original.
         trace: Where views are noted.
         number: Of the view in the trace.
         shown_size: Its size (W, H) then; another one means that somebody has exchanged its pixels, in place.
     """
 
-    view: View
     trace: CropTrace
     number: int
     shown_size: tuple[int, int]
 
     @classmethod
-    def of(cls, image: Image.Image, trace: CropTrace) -> TrackedImage:
-        """Begin to track an image, which is left as it is, and which shows the latest view of the trace."""
+    def of(cls, image: Image.Image, trace: CropTrace, number: int) -> TrackedImage:
+        """Begin to track an image, which is left as it is, and which shows the view of a number."""
         tracked = cls()
         image = image.plain() if isinstance(image, cls) else image
         # A plain image shares its pixels, until somebody writes into them (see load). The subclasses that PIL opens
@@ -47,20 +45,26 @@ class TrackedImage(Image.Image):
         tracked.info = dict(plain.info)
         tracked.palette = plain.palette and plain.palette.copy()
         tracked.readonly = 1
-        tracked.view, tracked.trace, tracked.number, tracked.shown_size = trace.view, trace, trace.number, plain.size
-        trace.size = (plain.height, plain.width)
+        tracked.trace, tracked.number, tracked.shown_size = trace, number, plain.size
         return tracked
 
     @classmethod
-    def made(cls, image: Image.Image, view: View, trace: CropTrace, number: int) -> TrackedImage:
+    def made(cls, image: Image.Image, trace: CropTrace, number: int) -> TrackedImage:
         """Track an image that was just made, and is nobody else's."""
         if type(image) is not Image.Image:
             image = image.copy() if not isinstance(image, cls) else image.plain()
         image.__class__ = cls
         tracked: Any = image
-        tracked.view, tracked.trace, tracked.number, tracked.shown_size = view, trace, number, image.size
+        tracked.trace, tracked.number, tracked.shown_size = trace, number, image.size
         made: TrackedImage = tracked
         return made
+
+    @property
+    def view(self) -> View:
+        """What this image shows of the original."""
+        canvas = self.trace.canvas(self.number)
+        assert canvas is not None
+        return canvas.view_box
 
     @property
     def knows_its_view(self) -> bool:
@@ -71,7 +75,7 @@ class TrackedImage(Image.Image):
         """The same image, which no longer tells anything; it shares the pixels."""
         plain = Image.Image.__new__(Image.Image)
         plain.__dict__.update(self.__dict__)
-        for name in ("view", "trace", "number", "shown_size"):
+        for name in ("trace", "number", "shown_size"):
             del plain.__dict__[name]
         return plain
 
@@ -118,7 +122,7 @@ class TrackedImage(Image.Image):
     ) -> Image.Image:
         """The image, or the part within a box of pixels, at another size."""
         image = self.plain().resize(size, resample, box, reducing_gap)
-        return self._seen(image, self.view) if box is None else self._cropped(image, box)
+        return self._seen(image, _resized_to) if box is None else self._cropped(image, box)
 
     def thumbnail(self, *args: Any, **kwargs: Any) -> None:
         """Make this image itself smaller, in place."""
@@ -128,7 +132,7 @@ class TrackedImage(Image.Image):
         self.__dict__.update(plain.__dict__)
         if known:
             self.shown_size = self.size
-            self.number = self.trace.see(self.view, (self.height, self.width), self.number, crop=False)
+            self.number = self.trace.see(self.number, _resized_to, (self.height, self.width), crop=False)
 
     def transpose(self, method: Any) -> Image.Image:
         """A flip, or a turn by quarters."""
@@ -162,29 +166,39 @@ class TrackedImage(Image.Image):
 
     def _cropped(self, image: Image.Image, box: Sequence[float]) -> Image.Image:
         """An image that shows a box of pixels, xyxy, of this one."""
-        (width, height), (x1, y1, x2, y2) = self.size, box
-        return self._seen(image, self.view.crop(x1 / width, y1 / height, x2 / width, y2 / height), crop=True)
+        return self._seen(image, _cropped_to, tuple(box), crop=True)
 
     def _moved(self, image: Image.Image, to_this_canvas: Matrix) -> Image.Image:
-        view = self.view.transform(to_this_canvas)
-        flip = isinstance(view, ViewBox) and to_this_canvas in _FLIPS
-        return self._seen(image, view, crop=not flip)
+        return self._seen(image, _moved_to, to_this_canvas, crop=to_this_canvas not in _FLIPS)
 
-    def _seen(self, image: Image.Image, view: View, *, crop: bool = False) -> Image.Image:
+    def _seen(self, image: Image.Image, move: Any, *args: Any, crop: bool = False) -> Image.Image:
         """An image made of this one that shows another view, or the same at another size."""
         if not self.knows_its_view:
             return image
-        number = self.trace.see(view, (image.height, image.width), self.number, crop=crop)
-        return TrackedImage.made(image, view, self.trace, number)
+        number = self.trace.see(self.number, move, (image.height, image.width), *args, crop=crop)
+        return TrackedImage.made(image, self.trace, number)
 
     def _same(self, image: Image.Image) -> Image.Image:
         if not self.knows_its_view or image.size != self.size:
             return image
-        return TrackedImage.made(image, self.view, self.trace, self.number)
+        return TrackedImage.made(image, self.trace, self.number)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The sample being loaded stays in its process: a pickled image is a plain one.
         return Image.Image, (), self.__getstate__()
+
+
+def _resized_to(canvas: Canvas, size: tuple[int, int]) -> Canvas:
+    return canvas.with_view(canvas.view_box, size)
+
+
+def _cropped_to(canvas: Canvas, size: tuple[int, int], box: tuple[float, float, float, float]) -> Canvas:
+    (height, width), (x1, y1, x2, y2) = canvas.canvas_size, box
+    return canvas.with_view(canvas.view_box.crop(x1 / width, y1 / height, x2 / width, y2 / height), size)
+
+
+def _moved_to(canvas: Canvas, size: tuple[int, int], to_this_canvas: Matrix) -> Canvas:
+    return canvas.with_view(canvas.view_box.transform(to_this_canvas), size)
 
 
 # What each point of the new canvas shows of the old one.

@@ -34,6 +34,7 @@ class Imported(NamedTuple):
         classes: ``[K, h, w]``.
         coverage: Part of the image that the map covers, xyxy in fractions, where maps differ in this.
         repairs: What was put right, in words.
+        checked: Whether a checksum covers what was read.
     """
 
     key: str
@@ -41,6 +42,7 @@ class Imported(NamedTuple):
     classes: NDArray[np.int32]
     coverage: tuple[float, float, float, float] | None = None
     repairs: tuple[str, ...] = ()
+    checked: bool = True
 
 
 class Failed(NamedTuple):
@@ -63,6 +65,8 @@ class Summary:
         images_without_map: Images that no map belongs to.
         maps_without_image: Maps that belong to no image.
         repaired: What was put right -> in how many maps.
+        unchecked: How many of the maps written now come from files without a checksum, whose damage is not noticed
+            where it leaves a label map.
         notes: What else is worth knowing.
         num_classes: C.
         top_k: K.
@@ -84,6 +88,7 @@ class Summary:
     images_without_map: list[str] = field(default_factory=list)
     maps_without_image: list[str] = field(default_factory=list)
     repaired: Counter[str] = field(default_factory=Counter)
+    unchecked: int = 0
     notes: list[str] = field(default_factory=list)
     num_classes: int = 0
     top_k: int = 0
@@ -250,6 +255,7 @@ def write_store(
             left_out = 1 - (x2 - x1) * (y2 - y1)
             summary.imported += 1
             summary.repaired.update(written.repairs)
+            summary.unchecked += not written.checked
             summary.grids[rows, columns] += 1
             summary.partly_covered += left_out > 0
             summary.share_not_covered += left_out

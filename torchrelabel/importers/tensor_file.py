@@ -34,11 +34,13 @@ class Decoded(NamedTuple):
         scores: float32 ``[K, h, w]``, descending along ``K``.
         classes: int32 ``[K, h, w]``.
         sorted: Whether the scores had to be put in order.
+        checked: Whether the file has a checksum, which is right. Those of torch before 1.6 have none.
     """
 
     scores: NDArray[np.float32]
     classes: NDArray[np.int32]
     sorted: bool
+    checked: bool = True
 
 
 def read_map(path: str | os.PathLike[str], *, dtype: str, num_classes: int, axes: str = "hw") -> Decoded:
@@ -54,7 +56,7 @@ def read_map(path: str | os.PathLike[str], *, dtype: str, num_classes: int, axes
         ValueError: If the file holds no such map, saying what it holds instead.
         OSError: If it cannot be read.
     """
-    tensor, nbytes = _load(path)
+    tensor, nbytes, checked = _load(path)
     if tensor.dtype != DTYPES[dtype]:
         raise ValueError(f"its numbers are {str(tensor.dtype).removeprefix('torch.')}, and this format has {dtype}")
     if tensor.dim() != 4 or tensor.shape[0] != 2 or 0 in tensor.shape:
@@ -65,11 +67,11 @@ def read_map(path: str | os.PathLike[str], *, dtype: str, num_classes: int, axes
     numbers = tensor.detach().numpy()
     if axes == "wh":
         numbers = numbers.transpose(0, 1, 3, 2)
-    return _checked(numbers[0].astype(np.float32), numbers[1], num_classes)
+    return _checked(numbers[0].astype(np.float32), numbers[1], num_classes)._replace(checked=checked)
 
 
-def _load(path: str | os.PathLike[str]) -> tuple[Tensor, int]:
-    """The tensor of a file, and how many bytes of numbers the file holds at most."""
+def _load(path: str | os.PathLike[str]) -> tuple[Tensor, int, bool]:
+    """The tensor of a file, how many bytes of numbers the file holds at most, and whether a checksum covers them."""
     # Opening a named pipe would wait for ever.
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError("it is not a regular file")
@@ -88,7 +90,7 @@ def _load(path: str | os.PathLike[str]) -> tuple[Tensor, int]:
         raise ValueError(f"it holds a {type(loaded).__name__}, and a label map is one tensor [2, K, h, w]")
     if loaded.layout != torch.strided or loaded.device.type != "cpu" or loaded.is_neg() or loaded.is_conj():
         raise ValueError(f"it holds no plain tensor, got {loaded.layout} on {loaded.device}")
-    return loaded, nbytes
+    return loaded, nbytes, content.startswith(_ZIP)
 
 
 def _check_container(content: bytes) -> int:

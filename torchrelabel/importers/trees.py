@@ -76,7 +76,7 @@ class TreeReader:
         except (OSError, ValueError) as error:
             return Failed(key, f"{name}{MAP_SUFFIX}: {getattr(error, 'strerror', None) or error}")
         repairs = (SORTED,) if decoded.sorted else ()
-        return Imported(key, decoded.scores, decoded.classes, coverage, repairs)
+        return Imported(key, decoded.scores, decoded.classes, coverage, repairs, decoded.checked)
 
     def path(self, name: str) -> str:
         """The file of a map."""

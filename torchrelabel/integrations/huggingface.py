@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from torchrelabel.data.records import check_complete, label_map_of, pool_together
 from torchrelabel.errors import MissingLabelMap
-from torchrelabel.following.follow import begin
+from torchrelabel.following.follow import track
 from torchrelabel.following.functionals import plain_of
 from torchrelabel.following.sizes import images_in, size_of
 from torchrelabel.following.steps import run_own
@@ -270,7 +270,7 @@ class _Relabelled:
         record = self._record(example, os.fspath(path or ""))
         trace = CropTrace()
         with nullcontext() if self.full else trace:
-            given = image if self.full else begin(image, trace)
+            given = image if self.full else track(image, trace)
             before = {**row, self.image_column: [given]}
             result = self.fn(dict(before)) if self.full else run_own(self.fn, dict(before), trace)
             if not isinstance(result, Mapping) or any(len(column) != 1 for column in result.values()):

@@ -158,17 +158,11 @@ class LabelMap(TVTensor):
 
     def with_view(self, view_box: View, canvas_size: tuple[int, int] | None = None) -> LabelMap:
         """The same map with another view box, and with another canvas size (H, W) where one is given."""
-        return self._unchecked(
-            self.scores,
-            self.classes,
-            self.residual,
-            self.num_classes,
-            canvas_size or self.canvas_size,
-            view_box,
-            self.score_kind,
-            self.image_scores,
-            self.calibration,
-        )
+        with torch._C.DisableTorchFunctionSubclass():
+            moved = self.as_subclass(type(self))
+        moved.__dict__.update(self.__dict__)
+        moved.view_box, moved.canvas_size = view_box, canvas_size or self.canvas_size
+        return moved
 
     # clone, to, detach and requires_grad_ return what this method makes of their plain result. The base class would
     # keep the type and lose the attributes.

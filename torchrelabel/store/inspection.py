@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -51,24 +52,52 @@ def inspect(path: str | os.PathLike[str], files: Sequence[tuple[int, int]], say:
     reason)``, what is ``damaged`` as ``(its name, what is wrong)``, and ``file`` says that one is done with.
     """
     store = LabelStore(path)
+    before: _KeysBefore | None = None
     for shard, part in files:
+        if before is None or before.shard != shard:
+            before = _KeysBefore(store, shard)
         try:
-            _Inspector(store, shard, part, say).inspect()
+            _Inspector(store, shard, part, before.up_to(part), say).inspect()
         except StoreError as error:
             say("damaged", (shard_file(shard, part).encode(), str(error)))
         say("file", (shard, part))
 
 
+class _KeysBefore:
+    """The keys of the label maps in the parts of a shard that come before the one being inspected.
+
+    A hash of each, since a look into every part for every key takes hours where there are many parts.
+    """
+
+    def __init__(self, store: LabelStore, shard: int) -> None:
+        self.shard = shard
+        self._store = store
+        self._parts: list[Part] = []
+        self._hashes: set[int] = set()
+
+    def up_to(self, part: int) -> _KeysBefore:
+        """The same, once the parts before this one are among them."""
+        while len(self._parts) < part:
+            earlier = Part(self._store.path, self._store.newest, self.shard, len(self._parts))
+            self._parts.append(earlier)
+            with contextlib.suppress(StoreError):  # what is damaged was said when that part was inspected
+                self._hashes.update(hash(key) for key, _ in earlier.walk(BOOKKEEPING_PREFIX))
+        return self
+
+    def __contains__(self, name: bytes) -> bool:
+        return hash(record_key(name)) in self._hashes and any(part.holds(name) for part in self._parts)
+
+
 class _Inspector:
     """Looks into one LMDB file."""
 
-    def __init__(self, store: LabelStore, shard: int, part: int, say: Say) -> None:
+    def __init__(self, store: LabelStore, shard: int, part: int, before: _KeysBefore, say: Say) -> None:
         self._header = store.header
         self._shard = shard
         self._say = say
         self._is_last = part + 1 == store.part_count(shard)
         self._part = Part(store.path, store.newest, shard, part)
-        self._before = [Part(store.path, store.newest, shard, earlier) for earlier in range(part)]
+        self._before = before
         self._failed: set[bytes] = set()
         self._failures = 0
         self._records = 0
@@ -117,7 +146,7 @@ class _Inspector:
             if is_failure:
                 reason = bytes(split_named(there)[1])
                 problem = self._misplaced(name)
-                if not problem and any(part.holds(name) for part in self._before):
+                if not problem and name in self._before:
                     problem = "it has a map and is noted as a failure too"
                 if problem:
                     self._damaged(name, problem)
@@ -130,7 +159,7 @@ class _Inspector:
             problem = self._misplaced(name)
             if not problem and name in self._failed:
                 problem = "it has a map and is noted as a failure too"
-            if not problem and any(part.holds(name) for part in self._before):
+            if not problem and name in self._before:
                 problem = "it has a map in two files"
             if not problem:
                 try:

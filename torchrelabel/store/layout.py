@@ -15,6 +15,7 @@ FIRST_VERSION_IN_BLOCKS = 3
 
 HEADER_FILE = "header.msgpack"
 HEADER_LOCK_FILE = "header.lock"
+SUMS_FILE = "SHA256SUMS"
 
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 MAX_CLASSES = 2**31 - 1  # class indices are returned as int32

@@ -6,3 +6,5 @@ from torchrelabel.integrations.timm.launcher import training_datasets_wrapped as
 from torchrelabel.integrations.timm.soft_targets import accept_soft_targets as accept_soft_targets
 from torchrelabel.integrations.timm.soft_targets import refuse_soft_targets as refuse_soft_targets
 from torchrelabel.integrations.timm.stream import LabelMapStream as LabelMapStream
+from torchrelabel.integrations.timm.token_scores import TokenScores as TokenScores
+from torchrelabel.integrations.timm.token_scores import with_token_scores as with_token_scores

@@ -19,6 +19,7 @@ from torch.utils.data import IterableDataset
 from torchrelabel.data.dataset import LabelMapDataset
 from torchrelabel.errors import TorchRelabelError
 from torchrelabel.integrations.timm.stream import LabelMapStream
+from torchrelabel.integrations.timm.token_scores import with_token_scores
 from torchrelabel.store import LabelStore
 
 __all__ = ["check_arguments", "run_script", "training_datasets_wrapped"]
@@ -33,11 +34,13 @@ def run_script(
         script: timm's ``train.py``, or any that calls ``timm.data.create_dataset(..., is_training=True)``.
         arguments: The script's own, as on its command line.
         label_maps: The store.
-        **options: For :class:`~torchrelabel.LabelMapDataset`.
+        **options: For :class:`~torchrelabel.LabelMapDataset`. With ``pooling=LabelPooling((gh, gw))`` the models that
+            the script makes through timm learn the labels of their tokens, too.
 
     Raises:
         FileNotFoundError: If there is no such script.
         ValueError: If its ``--num-classes`` is not the number of classes of the label maps.
+        UnsupportedModel: If a model has no scores of tokens, or another grid of them.
         TorchRelabelError: If a training dataset cannot be wrapped, or the model before it has other outputs than the
             label maps have classes; or before the first step of training if none was created.
     """
@@ -73,7 +76,8 @@ def training_datasets_wrapped(
     """Let ``timm.data.create_dataset`` wrap each training dataset.
 
     One that is read by index becomes a :class:`~torchrelabel.LabelMapDataset`, one of WebDataset shards a
-    :class:`LabelMapStream`.
+    :class:`LabelMapStream`. Where labels are pooled for a grid of tokens, ``timm.create_model`` makes models that say
+    in training what each token shows.
 
     Args:
         label_maps: The store.
@@ -95,8 +99,12 @@ def training_datasets_wrapped(
     wrapped: list[LabelMapDataset | LabelMapStream] = []
     models: list[Any] = []
 
+    pooling = options.get("pooling")
+    grid: tuple[int, int] = (1, 1) if pooling is None else pooling.output_size
+
     def create_model(*args: Any, **kwargs: Any) -> Any:
-        models.append(original_model(*args, **kwargs))
+        model = original_model(*args, **kwargs)
+        models.append(model if grid == (1, 1) else with_token_scores(model, grid))
         return models[-1]
 
     def create_dataset(*args: Any, **kwargs: Any) -> Any:

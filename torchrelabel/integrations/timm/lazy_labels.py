@@ -11,8 +11,9 @@ from torch.utils.data import Dataset
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from torchrelabel.data.dataset import LabelMapDataset, Sample
-from torchrelabel.errors import CropNotSeen, MissingLabelMap
-from torchrelabel.following.follow import begin, plain
+from torchrelabel.errors import CropNotSeen
+from torchrelabel.following.follow import plain, resume
+from torchrelabel.following.functionals import tracked
 from torchrelabel.following.steps import run
 from torchrelabel.following.tracked_image import TrackedImage
 from torchrelabel.label_map import LabelMap, LabelMapBatch
@@ -40,13 +41,13 @@ class UntransformedDataset(Dataset[Any]):
         (sample,) = self.dataset.look_up([index])
         try:
             self.dataset.load(sample)
-        except (MissingLabelMap, CropNotSeen, ValueError) as error:
+        except CropNotSeen as error:
             if sample.image is None:
                 raise
             sample.error = error
         image, sample.image = sample.image, None
         if sample.trace is not None:
-            image = begin(image, sample.trace)
+            image = tracked(resume(image, sample.trace), sample.trace, self.dataset)
         return (image, LazyLabel(self.dataset, sample), *sample.rest)
 
     def __getattr__(self, name: str) -> Any:
@@ -73,7 +74,7 @@ class FollowedTransform:
             return self.transform(image)
         with image.trace as trace:
             try:
-                output = run(self.transform, image, trace)
+                output = run(self.transform, resume(image, trace), trace)
                 trace.finish(output, self.transform)
             except CropNotSeen as error:
                 trace.error = error

@@ -15,6 +15,7 @@ from torch.nn.functional import log_softmax
 
 from torchrelabel.data.dataset import LabelMapDataset
 from torchrelabel.integrations.timm.lazy_labels import FollowedTransform, UntransformedDataset, resolved
+from torchrelabel.integrations.timm.token_scores import TokenScores, loss_of_tokens
 
 __all__ = ["accept_soft_targets", "fast_collate", "refuse_soft_targets"]
 
@@ -72,6 +73,7 @@ def _change_timm() -> None:
     _replace(timm.data.mixup.Mixup, "__call__", _mixup)
     _replace(timm.data.mixup.FastCollateMixup, "__call__", _collate_mixup)
     _replace(timm.loss.cross_entropy.LabelSmoothingCrossEntropy, "forward", _label_smoothing)
+    _replace(timm.loss.cross_entropy.SoftTargetCrossEntropy, "forward", _soft_cross_entropy)
     _replace(timm.loss.asymmetric_loss.AsymmetricLossSingleLabel, "forward", _indices_only)
     try:
         from timm.data.scheduled_sampler import ScheduledTransformDataset
@@ -108,8 +110,9 @@ def fast_collate(batch: Any) -> Any:
 
 
 def _mixup(original: Callable[..., Any], mixer: Any, images: Tensor, target: Tensor) -> Any:
-    if not _soft(target) or target.ndim != 2 or getattr(mixer, "multi_label", False):
+    if not _soft(target) or target.ndim not in (2, 4) or getattr(mixer, "multi_label", False):
         return original(mixer, images, target)
+    _refuse_cutmix_of_tokens(mixer, target)
     numbers = torch.arange(len(target), device=target.device)
     images, mixing = original(_mixer_of_samples(mixer, len(target)), images, numbers)
     return images, _mixed(mixing, target, mixer, mixer.label_smoothing)
@@ -119,6 +122,7 @@ def _collate_mixup(original: Callable[..., Any], mixer: Any, batch: Any, *rest: 
     rows = None if getattr(mixer, "multi_label", False) else _rows([sample[1] for sample in batch])
     if rows is None:
         return original(mixer, batch, *rest)
+    _refuse_cutmix_of_tokens(mixer, rows)
     images, mixing = original(_mixer_of_samples(mixer, len(batch)), _numbered(batch), *rest)
     return images, _mixed(mixing, rows, mixer, mixer.label_smoothing)
 
@@ -127,6 +131,7 @@ def _naflex_mixup(original: Callable[..., Any], mixer: Any, images: Any, targets
     rows = None if getattr(mixer, "multi_label", False) else _rows(targets)
     if rows is None:
         return original(mixer, images, targets)
+    _refuse_cutmix_of_tokens(mixer, rows)
     images, mixing = original(_mixer_of_samples(mixer, len(rows)), images, torch.arange(len(rows)))
     return images, _mixed(torch.stack(list(mixing)), rows, mixer, mixer.smoothing).unbind(0)
 
@@ -154,7 +159,13 @@ def _naflex_dataset(original: Callable[..., Any], self: Any, base_dataset: Any, 
         original(self, base_dataset, *args, **kwargs)
 
 
-def _label_smoothing(original: Callable[..., Any], loss: Any, logits: Tensor, target: Tensor) -> Any:
+def _soft_cross_entropy(original: Callable[..., Any], loss: Any, logits: Any, target: Tensor) -> Any:
+    return loss_of_tokens(logits, target) if isinstance(logits, TokenScores) else original(loss, logits, target)
+
+
+def _label_smoothing(original: Callable[..., Any], loss: Any, logits: Any, target: Tensor) -> Any:
+    if isinstance(logits, TokenScores):
+        return loss_of_tokens(logits, target, loss.smoothing)
     if not _soft(target) or target.ndim != logits.ndim:
         return original(loss, logits, target)
     smoothed = _smoothed(target, loss.smoothing)
@@ -198,8 +209,17 @@ def _numbered(batch: Any) -> list[Any]:
     return [(sample[0], number, *sample[2:]) for number, sample in enumerate(batch)]
 
 
+def _refuse_cutmix_of_tokens(mixer: Any, rows: Tensor) -> None:
+    if rows.ndim == 4 and (getattr(mixer, "cutmix_alpha", 0) > 0 or getattr(mixer, "cutmix_minmax", None)):
+        raise TypeError(
+            "timm's CutMix does not tell which tokens it has pasted, so that their labels are unknown. Leave out "
+            "--cutmix, train a VOLO that mixes tokens itself (--model-kwargs use_mix_token=True), or mix with "
+            "CutMixWithLabelMap in a script of your own."
+        )
+
+
 def _mixed(mixing: Tensor, rows: Tensor, mixer: Any, smoothing: float) -> Tensor:
-    """The soft labels ``[B, C]`` combined by a mixing matrix ``[M, B]``."""
+    """The soft labels, ``[B, C]`` or ``[B, C, gh, gw]``, combined by a mixing matrix ``[M, B]``."""
     if rows.shape[1] != mixer.num_classes:
         raise ValueError(
             f"{type(mixer).__name__} was made for {mixer.num_classes} classes, and the labels have {rows.shape[1]}. "
@@ -207,11 +227,12 @@ def _mixed(mixing: Tensor, rows: Tensor, mixer: Any, smoothing: float) -> Tensor
         )
     # timm before 1.0.24 mixes half batches in double precision.
     dtype = torch.promote_types(mixing.dtype, rows.dtype)
-    return mixing.to(dtype) @ _smoothed(rows, smoothing).to(dtype)
+    mixed = mixing.to(dtype) @ _smoothed(rows, smoothing).to(dtype).flatten(1)
+    return mixed.reshape(len(mixed), *rows.shape[1:])
 
 
 def _smoothed(rows: Tensor, smoothing: float) -> Tensor:
-    return rows * (1 - smoothing) + smoothing / rows.shape[-1]
+    return rows * (1 - smoothing) + smoothing / rows.shape[1]
 
 
 def _soft(target: Any) -> bool:
@@ -219,8 +240,8 @@ def _soft(target: Any) -> bool:
 
 
 def _rows(labels: Any) -> Tensor | None:
-    """The labels of a batch as rows ``[B, C]``, or None where they are not soft labels."""
+    """The labels of a batch as ``[B, C]``, of tokens as ``[B, C, gh, gw]``, or None where they are not soft labels."""
     labels = resolved(labels)
-    if not all(_soft(label) and label.ndim == 1 for label in labels):
+    if not all(_soft(label) and label.ndim in (1, 3) for label in labels):
         return None
     return torch.stack(labels)
