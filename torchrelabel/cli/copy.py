@@ -8,16 +8,19 @@ from dataclasses import asdict
 import click
 
 
-@click.command(epilog="Example: torchrelabel copy s3://bucket/maps.lmdb /local/maps.lmdb")
+@click.command(
+    short_help="Copy a store to or from an object store.",
+    epilog="Example: torchrelabel copy s3://bucket/maps.lmdb /local/maps.lmdb",
+)
 @click.argument("source")
 @click.argument("target")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def copy(source: str, target: str, as_json: bool) -> None:
     """Copy the finished store SOURCE to TARGET; one of them may be a URL that fsspec or pyarrow knows (s3://, gs://).
 
-    Stores are verified before they are copied to a URL, and go there with their checksums. From there they are held to
-    these; without any, every map is read. TARGET appears when all of it is there and sound. The same command continues
-    after an interrupt.
+    A store is verified before it is copied to a URL, and goes there with its checksums. A copy from there is compared
+    with these; without any, every map is read. TARGET appears when all of it is there and sound. The same command
+    continues after an interrupt.
     """
     from tqdm import tqdm
 
