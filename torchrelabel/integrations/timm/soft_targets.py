@@ -15,7 +15,7 @@ from torch.nn.functional import log_softmax
 
 from torchrelabel.data.dataset import LabelMapDataset
 from torchrelabel.integrations.timm.lazy_labels import FollowedTransform, UntransformedDataset, resolved
-from torchrelabel.integrations.timm.token_mixing import draws_noted, is_white, mixed_tokens
+from torchrelabel.integrations.timm.token_mixing import again, is_white, mixed_tokens
 from torchrelabel.integrations.timm.token_scores import TokenScores, loss_of_tokens
 
 __all__ = ["accept_soft_targets", "fast_collate", "refuse_soft_targets"]
@@ -115,13 +115,13 @@ def _mixup(original: Callable[..., Any], mixer: Any, images: Tensor, target: Ten
         return original(mixer, images, target)
     numbers, size = torch.arange(len(target), device=target.device), images.shape[-2:]
     mixer_of_samples = _mixer_of_samples(mixer, len(target))
-    with draws_noted() as again:
-        images, mixing = original(mixer_of_samples, images, numbers)
-        if target.ndim == 2:
-            return images, _mixed(mixing, target, mixer, mixer.label_smoothing)
-        again()
-        probe = is_white(len(target)).to(target.device, torch.float32)[:, None, None, None].repeat(1, 1, *size)
-        seen, _ = original(mixer_of_samples, probe, numbers)
+    set_back = again()
+    images, mixing = original(mixer_of_samples, images, numbers)
+    if target.ndim == 2:
+        return images, _mixed(mixing, target, mixer, mixer.label_smoothing)
+    set_back()
+    probe = is_white(len(target)).to(target.device, torch.float32)[:, None, None, None].repeat(1, 1, *size)
+    seen, _ = original(mixer_of_samples, probe, numbers)
     return images, _mixed_tokens(mixing, target, mixer, seen[:, 0])
 
 
@@ -130,14 +130,14 @@ def _collate_mixup(original: Callable[..., Any], mixer: Any, batch: Any, *rest: 
     if rows is None:
         return original(mixer, batch, *rest)
     mixer_of_samples = _mixer_of_samples(mixer, len(batch))
-    with draws_noted() as again:
-        images, mixing = original(mixer_of_samples, _numbered(batch), *rest)
-        if rows.ndim == 2:
-            return images, _mixed(mixing, rows, mixer, mixer.label_smoothing)
-        again()
-        white = is_white(len(batch)).tolist()
-        probes = [(image * 0 + 255 * one, *others) for (image, *others), one in zip(batch, white, strict=True)]
-        seen, _ = original(mixer_of_samples, _numbered(probes), *rest)
+    set_back = again()
+    images, mixing = original(mixer_of_samples, _numbered(batch), *rest)
+    if rows.ndim == 2:
+        return images, _mixed(mixing, rows, mixer, mixer.label_smoothing)
+    set_back()
+    white = is_white(len(batch)).tolist()
+    probes = [(image * 0 + 255 * one, *others) for (image, *others), one in zip(batch, white, strict=True)]
+    seen, _ = original(mixer_of_samples, _numbered(probes), *rest)
     return images, _mixed_tokens(mixing, rows, mixer, seen[:, 0].float() / 255)
 
 

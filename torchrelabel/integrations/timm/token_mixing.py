@@ -8,39 +8,26 @@ from the other image. Shape words: B samples, M mixed images (B, or half as many
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-__all__ = ["draws_noted", "is_white", "mixed_tokens"]
+__all__ = ["again", "is_white", "mixed_tokens"]
 
 
-@contextmanager
-def draws_noted() -> Iterator[Callable[[], None]]:
-    """Gives a function that sets the generators back to where they are now; in the end it is as if nobody had."""
+def again() -> Callable[[], None]:
+    """Gives a function that lets all generators draw once more what they draw from now on."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    after: list[Any] = []
 
-    def again() -> None:
-        after.append((random.getstate(), np.random.get_state(), torch.get_rng_state()))
-        _set(*states)
+    def set_back() -> None:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
 
-    try:
-        yield again
-    finally:
-        if after:
-            _set(*after[0])
-
-
-def _set(of_python: Any, of_numpy: Any, of_torch: Tensor) -> None:
-    random.setstate(of_python)
-    np.random.set_state(of_numpy)
-    torch.set_rng_state(of_torch)
+    return set_back
 
 
 def is_white(count: int) -> Tensor:
