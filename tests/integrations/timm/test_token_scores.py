@@ -19,6 +19,7 @@ from torchrelabel import LabelMapDataset, LabelPooling, TokenLabelLoss
 from torchrelabel.annotate.heads import CellHead
 from torchrelabel.errors import UnsupportedModel
 from torchrelabel.integrations.timm import TokenScores, accept_soft_targets, with_token_scores
+from torchrelabel.integrations.timm.token_mixing import mixed_tokens
 
 # timm's readers leave files open.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -198,13 +199,58 @@ def test_mixup_while_collating_blends_the_labels_of_tokens(mode: str) -> None:
     torch.testing.assert_close(soft.float(), expected, atol=0.01, rtol=0)  # the pixels are rounded
 
 
-def test_timms_cutmix_is_refused_for_tokens() -> None:
-    labels, images = torch.rand(6, C, 2, 3), torch.rand(6, 3, 8, 8)
-    with pytest.raises(TypeError, match="timm's CutMix does not tell which tokens it has pasted"):
-        Mixup(cutmix_alpha=1.0, num_classes=C)(images, labels)
-    batch = [((image * 255).byte().numpy(), label) for image, label in zip(images, labels, strict=True)]
-    with pytest.raises(TypeError, match="timm's CutMix does not tell which tokens it has pasted"):
-        FastCollateMixup(mixup_alpha=0.0, cutmix_alpha=1.0, num_classes=C)(batch)
+CUTMIX = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "num_classes": C}
+
+
+@pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
+@pytest.mark.parametrize("seed", range(4))
+def test_cutmix_pastes_tokens_by_the_share_of_each_in_the_patch(mode: str, seed: int) -> None:
+    labels, values = torch.rand(6, C, 2, 3).softmax(1), torch.tensor([0.0, 1.0, 2.0, 4.0, 8.0, 16.0])
+    images = values[:, None, None, None].expand(6, 3, 16, 12).clone()
+    random_seed(seed)
+    mixed, soft = Mixup(**CUTMIX, mode=mode, label_smoothing=0.1)(images, labels)
+    others = values.flip(0)[:, None, None, None]
+    theirs = (mixed[:, :1] - values[:, None, None, None]) / (others - values[:, None, None, None])
+    share = torch.nn.functional.adaptive_avg_pool2d(theirs, (2, 3))
+    smooth = labels * 0.9 + 0.1 / C
+    torch.testing.assert_close(soft, smooth.flip(0) * share + smooth * (1 - share), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["batch", "pair", "elem", "half"])
+@pytest.mark.parametrize("seed", range(4))
+def test_cutmix_while_collating_pastes_tokens_by_the_share_of_each(mode: str, seed: int) -> None:
+    labels, values = torch.rand(6, C, 2, 3).softmax(1), torch.tensor([0.0, 40.0, 80.0, 120.0, 160.0, 255.0])
+    images = [np.full((3, 16, 12), value, np.uint8) for value in values]
+    random_seed(seed)
+    mixer = FastCollateMixup(**CUTMIX, mode=mode, label_smoothing=0.0)
+    mixed, soft = mixer(list(zip(images, labels, strict=True)))
+    count = len(mixed)
+    own, others = (each[:count, None, None, None] for each in (values, values.flip(0)))
+    share = torch.nn.functional.adaptive_avg_pool2d((mixed.float()[:, :1] - own) / (others - own), (2, 3))
+    expected = labels[:count] * (1 - share) + labels.flip(0)[:count] * share
+    torch.testing.assert_close(soft.float(), expected, atol=0.01, rtol=0)  # the pixels of MixUp are rounded
+
+
+@pytest.mark.parametrize("kind", [Mixup, FastCollateMixup])
+def test_labels_of_tokens_change_no_pixel_and_no_draw(kind: Any) -> None:
+    labels, images = torch.rand(6, C, 2, 3).softmax(1), torch.rand(6, 3, 16, 12)
+    results = []
+    for target in (labels, labels[..., 0, 0]):
+        random_seed(2)
+        if kind is Mixup:
+            pixels = Mixup(**CUTMIX)(images.clone(), target)[0]
+        else:
+            samples = [((image * 255).byte().numpy(), label) for image, label in zip(images, target, strict=True)]
+            pixels = FastCollateMixup(**CUTMIX)(samples)[0]
+        results.append((pixels, np.random.rand(), torch.rand(())))
+    assert torch.equal(results[0][0], results[1][0])
+    assert results[0][1:] == results[1][1:]
+
+
+def test_a_mixer_of_another_order_is_refused_for_tokens() -> None:
+    rows = torch.rand(4, C, 2, 3)
+    with pytest.raises(TypeError, match="mixes images in another order than those known"):
+        mixed_tokens(rows, torch.eye(4) / 2 + torch.eye(4).roll(1, 1) / 2, torch.zeros(4, 8, 8))
 
 
 def test_timms_loader_gives_each_token_the_label_of_its_pixels(painted: Painted) -> None:

@@ -15,6 +15,7 @@ from torch.nn.functional import log_softmax
 
 from torchrelabel.data.dataset import LabelMapDataset
 from torchrelabel.integrations.timm.lazy_labels import FollowedTransform, UntransformedDataset, resolved
+from torchrelabel.integrations.timm.token_mixing import again, is_white, mixed_tokens
 from torchrelabel.integrations.timm.token_scores import TokenScores, loss_of_tokens
 
 __all__ = ["accept_soft_targets", "fast_collate", "refuse_soft_targets"]
@@ -112,26 +113,40 @@ def fast_collate(batch: Any) -> Any:
 def _mixup(original: Callable[..., Any], mixer: Any, images: Tensor, target: Tensor) -> Any:
     if not _soft(target) or target.ndim not in (2, 4) or getattr(mixer, "multi_label", False):
         return original(mixer, images, target)
-    _refuse_cutmix_of_tokens(mixer, target)
-    numbers = torch.arange(len(target), device=target.device)
-    images, mixing = original(_mixer_of_samples(mixer, len(target)), images, numbers)
-    return images, _mixed(mixing, target, mixer, mixer.label_smoothing)
+    numbers, size = torch.arange(len(target), device=target.device), images.shape[-2:]
+    mixer_of_samples = _mixer_of_samples(mixer, len(target))
+    set_back = again()
+    images, mixing = original(mixer_of_samples, images, numbers)
+    if target.ndim == 2:
+        return images, _mixed(mixing, target, mixer, mixer.label_smoothing)
+    set_back()
+    probe = is_white(len(target)).to(target.device, torch.float32)[:, None, None, None].repeat(1, 1, *size)
+    seen, _ = original(mixer_of_samples, probe, numbers)
+    return images, _mixed_tokens(mixing, target, mixer, seen[:, 0])
 
 
 def _collate_mixup(original: Callable[..., Any], mixer: Any, batch: Any, *rest: Any) -> Any:
     rows = None if getattr(mixer, "multi_label", False) else _rows([sample[1] for sample in batch])
     if rows is None:
         return original(mixer, batch, *rest)
-    _refuse_cutmix_of_tokens(mixer, rows)
-    images, mixing = original(_mixer_of_samples(mixer, len(batch)), _numbered(batch), *rest)
-    return images, _mixed(mixing, rows, mixer, mixer.label_smoothing)
+    mixer_of_samples = _mixer_of_samples(mixer, len(batch))
+    set_back = again()
+    images, mixing = original(mixer_of_samples, _numbered(batch), *rest)
+    if rows.ndim == 2:
+        return images, _mixed(mixing, rows, mixer, mixer.label_smoothing)
+    set_back()
+    white = is_white(len(batch)).tolist()
+    probes = [(image * 0 + 255 * one, *others) for (image, *others), one in zip(batch, white, strict=True)]
+    seen, _ = original(mixer_of_samples, _numbered(probes), *rest)
+    return images, _mixed_tokens(mixing, rows, mixer, seen[:, 0].float() / 255)
 
 
 def _naflex_mixup(original: Callable[..., Any], mixer: Any, images: Any, targets: Any) -> Any:
     rows = None if getattr(mixer, "multi_label", False) else _rows(targets)
     if rows is None:
         return original(mixer, images, targets)
-    _refuse_cutmix_of_tokens(mixer, rows)
+    if rows.ndim == 4:
+        raise TypeError("Labels of tokens cannot be mixed where images have several sizes (NaFlex).")
     images, mixing = original(_mixer_of_samples(mixer, len(rows)), images, torch.arange(len(rows)))
     return images, _mixed(torch.stack(list(mixing)), rows, mixer, mixer.smoothing).unbind(0)
 
@@ -209,26 +224,26 @@ def _numbered(batch: Any) -> list[Any]:
     return [(sample[0], number, *sample[2:]) for number, sample in enumerate(batch)]
 
 
-def _refuse_cutmix_of_tokens(mixer: Any, rows: Tensor) -> None:
-    if rows.ndim == 4 and (getattr(mixer, "cutmix_alpha", 0) > 0 or getattr(mixer, "cutmix_minmax", None)):
-        raise TypeError(
-            "timm's CutMix does not tell which tokens it has pasted, so that their labels are unknown. Leave out "
-            "--cutmix, train a VOLO that mixes tokens itself (--model-kwargs use_mix_token=True), or mix with "
-            "CutMixWithLabelMap in a script of your own."
-        )
+def _mixed_tokens(mixing: Tensor, rows: Tensor, mixer: Any, seen: Tensor) -> Tensor:
+    """Labels of tokens ``[B, C, gh, gw]``, of which those pasted are seen on images of two colours, ``[M, H, W]``."""
+    _check_classes(rows, mixer)
+    return mixed_tokens(_smoothed(rows, mixer.label_smoothing), mixing, seen)
 
 
 def _mixed(mixing: Tensor, rows: Tensor, mixer: Any, smoothing: float) -> Tensor:
-    """The soft labels, ``[B, C]`` or ``[B, C, gh, gw]``, combined by a mixing matrix ``[M, B]``."""
+    """The soft labels ``[B, C]`` combined by a mixing matrix ``[M, B]``."""
+    _check_classes(rows, mixer)
+    # timm before 1.0.24 mixes half batches in double precision.
+    dtype = torch.promote_types(mixing.dtype, rows.dtype)
+    return mixing.to(dtype) @ _smoothed(rows, smoothing).to(dtype)
+
+
+def _check_classes(rows: Tensor, mixer: Any) -> None:
     if rows.shape[1] != mixer.num_classes:
         raise ValueError(
             f"{type(mixer).__name__} was made for {mixer.num_classes} classes, and the labels have {rows.shape[1]}. "
             f"Train a model with as many outputs as the label maps have classes (--num-classes {rows.shape[1]})."
         )
-    # timm before 1.0.24 mixes half batches in double precision.
-    dtype = torch.promote_types(mixing.dtype, rows.dtype)
-    mixed = mixing.to(dtype) @ _smoothed(rows, smoothing).to(dtype).flatten(1)
-    return mixed.reshape(len(mixed), *rows.shape[1:])
 
 
 def _smoothed(rows: Tensor, smoothing: float) -> Tensor:
