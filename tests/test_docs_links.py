@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import re
 from pathlib import Path
 
@@ -72,3 +73,10 @@ def test_the_figures_of_the_readme_are_those_of_the_evidence() -> None:
     evidence = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
     assert len(figures) >= 3
     assert [figure for figure in figures if figure not in evidence] == []
+
+
+def test_the_install_page_names_every_extra() -> None:
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg", encoding="utf-8")
+    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == list(settings["options.extras_require"])
