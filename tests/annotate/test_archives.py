@@ -202,8 +202,8 @@ def test_paths_on_this_machine_are_no_part_of_a_key(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("dataset", "error", "words"),
     [
-        (Stream(), TypeError, "in sequence"),
-        (["a", None], TypeError, "Unnamed has no file name for image 1"),
+        (Stream(), ValueError, "in sequence"),
+        (["a", None], ValueError, "Unnamed has no file name for image 1"),
         (["a.png", "b.png", "a.png"], ValueError, "Images 0 and 2 of 'hfds/x' are both called 'a.png'"),
     ],
 )

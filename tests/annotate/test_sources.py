@@ -142,3 +142,18 @@ def test_verify_asks_where_a_data_set_is_kept(painted: Path) -> None:
     result = invoke("verify", str(painted / "maps.lmdb"), "--dataset", "wds/blocks")
     assert result.exit_code == 2
     assert "Say where wds/blocks is kept" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["check", "calibrate", "verify", "show"])
+def test_a_data_set_whose_images_have_no_names_is_an_error_of_one_message(
+    painted: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise TypeError("timm reads 'tfds/x' in sequence and does not tell the names of its images")
+
+    monkeypatch.setattr("torchrelabel.annotate.archives.read_dataset", refuse)
+    monkeypatch.setattr("torchrelabel.annotate.made_by.check_annotator_of", lambda *_, **__: None)
+    more = {"check": ["--boxes", str(painted / "boxes")], "show": ["--random", "1"]}.get(command, [])
+    result = invoke(command, str(painted / "maps.lmdb"), str(painted), "--dataset", "tfds/x", *more)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "Error: timm reads 'tfds/x' in sequence" in result.stderr

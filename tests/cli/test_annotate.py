@@ -129,7 +129,7 @@ def test_a_data_set_whose_images_have_no_names_is_an_error_of_one_message(
     def refuse(*_: Any) -> None:
         raise TypeError("timm reads 'tfds/x' in sequence and does not tell the names of its images")
 
-    monkeypatch.setattr(torchrelabel.annotate.run, "read_dataset", refuse)
+    monkeypatch.setattr("torchrelabel.annotate.archives.read_dataset", refuse)
     result = annotate(folder, "-o", store, "--dataset", "tfds/x")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "Error: timm reads 'tfds/x' in sequence" in result.stderr

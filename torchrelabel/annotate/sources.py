@@ -44,8 +44,7 @@ def find_data(
     Raises:
         FileNotFoundError: If there is no such folder.
         NotADirectoryError: If ``data`` is a file, and no tar file.
-        TypeError: If the images of the data set have no names.
-        ValueError: If two images have one name, or timm cannot make anything of the arguments.
+        ValueError: If images have no names, two have one name, or timm cannot make anything of the arguments.
     """
     if _is_folder(data, dataset):
         return find_images(data, skip=skip)
@@ -53,14 +52,17 @@ def find_data(
 
     # Hugging Face keeps its data sets in a folder that it chooses, unless told otherwise.
     elsewhere = os.fspath(data) == "." and (dataset or "").lower().startswith("hfds/")
-    return read_dataset(dataset or "", None if elsewhere else data, split)
+    try:
+        return read_dataset(dataset or "", None if elsewhere else data, split)
+    except TypeError as error:  # the data set does not tell the names of its images
+        raise ValueError(str(error)) from error
 
 
 def open_data(data: str | os.PathLike[str], dataset: str | None = None, split: str = TRAIN) -> ImagesFound:
     """What opens the images of ``data`` by their keys: as `find_data`, but a folder is not listed for that.
 
     Raises:
-        TypeError, ValueError: As `find_data`.
+        ValueError: As `find_data`.
     """
     return ImagesFound(Path(data), [], None, []) if _is_folder(data, dataset) else find_data(data, dataset, split)
 

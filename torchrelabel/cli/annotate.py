@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -122,11 +121,6 @@ def annotate(as_json: bool, data: str, output: str, engine: str, **options: Any)
         summary = run(data, output, **options)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"What was annotated is in {output}; the same command continues.") from None
-    except TypeError as error:
-        # Of a data set that does not tell the names of its images. Any other is a mistake of ours, to be seen in full.
-        if options["dataset"] is None or os.environ.get("TORCHRELABEL_TRACEBACK"):
-            raise
-        raise click.ClickException(str(error)) from error
     click.echo(json.dumps(_figures(summary)) if as_json else _words(summary))
     # torchrun ends all other ranks when one returns another status than 0, however far they are.
     if summary.failed and summary.world == 1:
