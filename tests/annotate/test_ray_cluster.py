@@ -110,6 +110,17 @@ def at_a_third(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> li
     return there
 
 
+def dead_nodes() -> list[str]:
+    """The nodes that Ray knows to be dead, which it learns some seconds after their death."""
+    end = time.monotonic() + 90
+    while time.monotonic() < end:
+        dead = [node["NodeID"] for node in ray.nodes() if not node["Alive"]]
+        if dead:
+            return dead
+        time.sleep(0.2)
+    return []
+
+
 @pytest.mark.parametrize("dies", ["a node with annotators", "a node that decodes"])
 def test_a_node_that_dies_loses_nothing(
     dies: str, folder: Path, want: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -120,7 +131,7 @@ def test_a_node_that_dies_loses_nothing(
         there = at_a_third(monkeypatch, lambda: cluster.remove_node(victim, allow_graceful=False))
         model = four_corners(model=Slow(tmp_path / "log"))
         summary = annotate_with_ray(folder, tmp_path / "maps", model=model, num_actors=4, **OPTIONS)
-        dead = [node["NodeID"] for node in ray.nodes() if not node["Alive"]]
+        dead = dead_nodes()
     assert (len(there), len(dead)) == (1, 1)
     assert there[0] < len(KEYS) // 2
     assert len(payloads(want)) == len(KEYS)
