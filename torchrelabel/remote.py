@@ -40,5 +40,5 @@ def filesystem_of(url: str) -> tuple[Any, str]:
 
             filesystem, path = FileSystem.from_uri(url)
         except (ImportError, ValueError):  # pyarrow's errors of what it cannot read are ValueErrors
-            raise ImportError(f"{url}: {missing}") from missing
+            raise ImportError(f"{url}: {missing}. pyarrow opens some URLs, too.") from missing
         return ArrowFSWrapper(filesystem), path

@@ -58,7 +58,16 @@ def test_a_store_goes_to_a_bucket_and_comes_back_the_same(store: Path, bucket: A
     assert same(store, tmp_path / "here.lmdb")
     assert sorted(path.name for path in (tmp_path / "here.lmdb").iterdir()) == ["header.msgpack", *SHARDS]
     assert sorted(LabelStore(tmp_path / "here.lmdb").failures) == ["bad.jpg"]
-    assert copy(URL, tmp_path / "here.lmdb").fetched == 0
+    again = copy(URL, tmp_path / "here.lmdb")
+    assert (again.fetched, again.checked) == (0, "sizes")
+
+
+def test_a_copy_that_lacks_a_file_is_not_taken_for_one(store: Path, bucket: Any, tmp_path: Path) -> None:
+    copy(store, URL)
+    copy(URL, tmp_path / "here.lmdb")
+    (tmp_path / "here.lmdb" / SHARDS[1]).write_bytes(b"")
+    with pytest.raises(StoreError, match=r"lacks shard-00001.mdb, or a part of it"):
+        copy(URL, tmp_path / "here.lmdb")
 
 
 def test_its_checksums_are_those_of_sha256sum(store: Path, bucket: Any, tmp_path: Path) -> None:
@@ -189,6 +198,9 @@ def test_what_is_not_there_or_not_complete_is_refused(store: Path, bucket: Any, 
     bucket.rm(f"{TARGET}/{SHARDS[1]}")
     with pytest.raises(StoreError, match=r"lacks shard-00001.mdb"):
         copy(URL, tmp_path / "here.lmdb")
+    bucket.pipe_file(f"{TARGET}/header.msgpack", b"no header")
+    with pytest.raises(StoreError, match=r"header.msgpack of memory://bucket/maps.lmdb cannot be read"):
+        copy(URL, tmp_path / "here.lmdb")
     with LabelStoreWriter(tmp_path / "begun.lmdb", num_classes=20, top_k=3) as writer:
         writer.close()
     with pytest.raises(StoreError, match=r"begun.lmdb is not complete"):
@@ -200,10 +212,7 @@ def test_the_command_says_what_was_copied(store: Path, bucket: Any, tmp_path: Pa
     assert run(main, ["copy", str(store), URL]).exit_code == 0
     result = run(main, ["copy", URL, str(tmp_path / "here.lmdb"), "--json"])
     assert json.loads(result.stdout)["checked"] == "checksums"
-    assert (
-        "0.0 MB were copied now; their checksums are right"
-        in run(main, ["copy", URL, str(tmp_path / "here.lmdb")]).stdout
-    )
+    assert "here.lmdb is there already: 2 files" in run(main, ["copy", URL, str(tmp_path / "here.lmdb")]).stdout
 
 
 def test_pyarrow_is_asked_for_what_fsspec_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,8 +31,12 @@ def copy(source: str, target: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(asdict(copied), indent=2))
         return
+    name = click.format_filename(target)
+    if copied.checked == "sizes":
+        click.echo(f"{name} is there already: {copied.files} files, {copied.bytes / 1e6:.1f} MB.")
+        return
     how = "their checksums are right" if copied.checked == "checksums" else "every map was read"
     click.echo(
-        f"{click.format_filename(target)}: {copied.files} files, {copied.bytes / 1e6:.1f} MB, of which "
-        f"{copied.fetched / 1e6:.1f} MB were copied now; {how}."
+        f"{name}: {copied.files} files, {copied.bytes / 1e6:.1f} MB, of which {copied.fetched / 1e6:.1f} MB were "
+        f"copied now; {how}."
     )

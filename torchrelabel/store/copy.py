@@ -37,7 +37,8 @@ class Copied:
         files: Of the store.
         bytes: Of these.
         fetched: How many bytes were copied now.
-        checked: ``"checksums"``, or ``"maps"`` where the source has none, so that each map was read.
+        checked: ``"checksums"``; ``"maps"`` where the source has none, so that each map was read; or ``"sizes"`` where
+            the copy was there already, since it was checked before it got its name.
     """
 
     files: int
@@ -91,24 +92,31 @@ def _download(source: str, target: Path, begin: Progress, advance: Progress) -> 
     header = _read(filesystem, root, HEADER_FILE)
     if header is None:
         raise FileNotFoundError(f"{source} is no label store: it has no {HEADER_FILE}. Check the path.")
-    names = _files_of(source, StoreHeader.from_bytes(header))
+    names = _files_of(source, _understood(source, header))
     sizes = {name: _size(filesystem, root, source, name) for name in names}
     begin(sum(sizes.values()))
     there = target.exists()
     if there and ((target / HEADER_FILE).read_bytes() if (target / HEADER_FILE).exists() else None) != header:
         raise StoreError(f"{target} exists and is not this store. Give a new path, or delete it")
+    if there:
+        wrong = [name for name, size in sizes.items() if not _has_size(target / name, size)]
+        if wrong:
+            raise StoreError(f"{target} lacks {', '.join(wrong)}, or a part of it. Delete it, and copy it again")
+        return Copied(len(names), sum(sizes.values()), 0, "sizes")
     sums = _parsed(_read(filesystem, root, SUMS_FILE) or b"", source)
-    place = target if there else target.with_name(f"{target.name}.partial")
+    place = target.with_name(f"{target.name}.partial")
+    _begin(place, header)
     fetched = 0
-    if not there:
-        _begin(place, header)
-        for name, size in sizes.items():
-            fetched += _fetch(filesystem, f"{root.rstrip('/')}/{name}", place / name, size, advance)
+    for name, size in sizes.items():
+        fetched += _fetch(filesystem, f"{root.rstrip('/')}/{name}", place / name, size, advance)
     _check(place, source, sizes, sums)
-    if not there:
-        os.rename(place, target)
-        sync_directory(target.parent)
+    os.rename(place, target)
+    sync_directory(target.parent)
     return Copied(len(names), sum(sizes.values()), fetched, "checksums" if sums.keys() >= sizes.keys() else "maps")
+
+
+def _has_size(file: Path, size: int) -> bool:
+    return file.exists() and file.stat().st_size == size
 
 
 def _begin(place: Path, header: bytes) -> None:
@@ -155,7 +163,7 @@ def _check(place: Path, source: str, sizes: Mapping[str, int], sums: Mapping[str
         StoreError: Naming what is wrong.
     """
     again = f"The same command copies that again; if it stays wrong, {source} itself is damaged"
-    short = [name for name, size in sizes.items() if (place / name).stat().st_size != size]
+    short = [name for name, size in sizes.items() if not _has_size(place / name, size)]
     wrong = short or [name for name in sizes if sums.get(name) not in (None, _sum_of(place / name))]
     if wrong:
         _forget(place, [] if short else wrong)
@@ -173,9 +181,8 @@ def _check(place: Path, source: str, sizes: Mapping[str, int], sums: Mapping[str
 
 def _forget(place: Path, names: list[str]) -> None:
     """Delete files of a copy that is not finished."""
-    if place.name.endswith(".partial"):
-        for name in names:
-            (place / name).unlink()
+    for name in names:
+        (place / name).unlink()
 
 
 def _upload(source: Path, target: str, begin: Progress, advance: Progress) -> Copied:
@@ -185,7 +192,7 @@ def _upload(source: Path, target: str, begin: Progress, advance: Progress) -> Co
     filesystem, root = filesystem_of(target)
     there = _read(filesystem, root, HEADER_FILE)
     # Of one that was calibrated anew, the header is another one.
-    if there not in (None, content) and StoreHeader.from_bytes(there or b"").identity != (header.identity or None):
+    if there not in (None, content) and _understood(target, there or b"").identity != (header.identity or None):
         raise StoreError(f"{target} holds another store. Give a new path, or delete it")
     found = verify(LabelStore(source))
     if found.damaged or found.miscounted:
@@ -206,6 +213,13 @@ def _upload(source: Path, target: str, begin: Progress, advance: Progress) -> Co
     filesystem.pipe_file(f"{root.rstrip('/')}/{HEADER_FILE}", content)
     size = sum((source / name).stat().st_size for name in names)
     return Copied(len(names), size, size, "maps")
+
+
+def _understood(store: str, header: bytes) -> StoreHeader:
+    try:
+        return StoreHeader.from_bytes(header)
+    except ValueError as error:
+        raise StoreError(f"{HEADER_FILE} of {store} cannot be read: {error}") from None
 
 
 def _files_of(store: str, header: StoreHeader) -> list[str]:
