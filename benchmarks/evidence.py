@@ -403,7 +403,8 @@ def plot(file: Path, tables: dict[float, list[dict[str, Any]]], rules: list[str]
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(tables), figsize=(8 * len(tables), 6), squeeze=False, layout="constrained")
+    size = (3.8 * len(tables) + 0.4, 4.2)
+    figure, axes = pyplot.subplots(1, len(tables), figsize=size, squeeze=False, layout="constrained")
     for panel, (wrong, records) in zip(axes[0], tables.items(), strict=True):
         for rule in rules:
             runs = [record for record in records if record["rule"] == rule]
@@ -411,10 +412,16 @@ def plot(file: Path, tables: dict[float, list[dict[str, Any]]], rules: list[str]
             top1, error = mean_and_error([record["top1"] for record in runs])
             colour = "tab:orange" if rule.startswith("half ") else "tab:blue"
             panel.errorbar(kl, top1, 0 if math.isnan(error) else error, fmt="o", capsize=3, color=colour)
-            panel.annotate(rule, (kl, top1), (5, 3), textcoords="offset points", fontsize=8)
-        panel.margins(x=0.12)
-        panel.set(xlabel="KL(live annotator || label), nats", ylabel="top-1, %", title=f"{wrong:.0%} wrong labels")
-    figure.savefig(file, dpi=150)
+            left = rule in (PAPER, "half live", "one-hot")  # where others are near on the right
+            place: dict[str, Any] = {"xytext": (-7, -4), "ha": "right"} if left else {"xytext": (7, -4)}
+            panel.annotate(rule, (kl, top1), textcoords="offset points", color=colour, **place)
+        # A step to the right is a factor, since most labels are near each other and one-hot ones far away.
+        panel.set_xscale("function", functions=(lambda kl: (kl + 0.2).clip(0.01) ** 0.5, lambda root: root**2 - 0.2))
+        panel.margins(x=0.3)
+        panel.set_xticks([0, 0.5, 1, 2, 3, 4])
+        panel.set(xlabel="KL(annotator on the crop || label), nats", title=f"{wrong:.0%} wrong labels")
+    axes[0][0].set_ylabel("top-1, %")
+    figure.savefig(file, dpi=130)
 
 
 def main() -> None:

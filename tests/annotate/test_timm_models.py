@@ -119,7 +119,11 @@ def test_a_folder_that_timm_saved_is_an_annotator(tmp_path: Path) -> None:
     ("make", "error", "words"),
     [
         (lambda folder: None, FileNotFoundError, r"There is no folder '.*there'\. Give the one that holds config.json"),
-        (lambda folder: folder.mkdir(), FileNotFoundError, r"there' holds no config.json, .* \(--model\) and give the"),
+        (
+            lambda folder: folder.mkdir(),
+            FileNotFoundError,
+            r"there' holds no config.json, .* Name the model and give the file",
+        ),
     ],
 )
 def test_a_folder_without_a_model_is_refused(tmp_path: Path, make: Any, error: type[Exception], words: str) -> None:
