@@ -85,8 +85,9 @@ def test_a_command_with_a_wrong_word_is_not() -> None:
 def test_a_training_is_understood_and_can_begin(words: list[str]) -> None:
     args, label_maps = parsed(words)
     assert timm.is_model(args.model)
-    if hasattr(timm.optim, "list_optimizers"):  # of a newer timm
-        assert args.opt in timm.optim.list_optimizers()
+    if not hasattr(timm.optim, "list_optimizers"):
+        pytest.skip(f"timm {timm.__version__} has an AdamP that takes no arguments")
+    assert args.opt in timm.optim.list_optimizers()
     assert label_maps in (None, "relabel.lmdb")
     # Soft labels are not smoothed on top.
     assert label_maps is None or args.smoothing == 0

@@ -16,6 +16,9 @@ from PIL import Image
 from tests.annotate.models import make_model
 from tests.painted import COLOURS
 
+# An older timm loads weights in a way that torch 2.4 warns of.
+pytestmark = pytest.mark.filterwarnings("ignore:You are using `torch.load`:FutureWarning")
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NAME, PX = "resnet10t", 64
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+import timm
 
 from tests.cli.test_annotate import invoke
 
@@ -53,6 +54,7 @@ def blocks() -> list[tuple[str, str]]:
     return re.findall(r"```(python|bash)\n(.*?)```", text, re.DOTALL)
 
 
+@pytest.mark.skipif(not timm.is_model("test_resnet"), reason=f"timm {timm.__version__} has no small models for tests")
 def test_the_tutorial_leads_from_photographs_to_a_measured_student(
     photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

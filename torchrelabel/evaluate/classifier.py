@@ -213,4 +213,6 @@ def _scores(output: Any, name: str) -> Tensor:
 def _pixels(image: Any) -> Tensor:
     if isinstance(image, Tensor):
         return image
+    if isinstance(image, np.ndarray):  # of an older timm, which moves the channels itself
+        return torch.from_numpy(np.ascontiguousarray(image))
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
