@@ -66,7 +66,7 @@ def test_lost_images_are_status_3(model: Path, data: Path) -> None:
     (data / "00/bad.png").write_bytes(b"no image")
     result = run(model, "--data", data)
     assert result.exit_code == 3
-    assert "1 images of data could not be used:\n  00/bad.png: UnidentifiedImageError" in result.stdout
+    assert "1 image of data could not be used:\n  00/bad.png: UnidentifiedImageError" in result.stdout
 
 
 def test_a_folder_with_a_class_too_many_is_status_1(model: Path, data: Path) -> None:

@@ -302,7 +302,7 @@ def test_scores_that_are_no_numbers_are_wrong_and_listed(forty: Path) -> None:
 
 def test_scores_that_are_all_no_numbers_are_an_error(tmp_path: Path) -> None:
     data = paint(tmp_path, [("0/a.png", (255,) * 3), ("1/a.png", (254,) * 3)])
-    with pytest.raises(TorchRelabelError, match=r"are no numbers \(NaN or infinite\) for all of the 2 images"):
+    with pytest.raises(TorchRelabelError, match=r"are not numbers \(NaN or infinite\) for all of the 2 images"):
         run(Grey(2, poison=float("nan")), data=data)
 
 

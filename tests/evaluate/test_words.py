@@ -40,7 +40,7 @@ def test_what_was_left_out_or_lost_is_said() -> None:
     assert "left out: top5: too few" in table
     assert "22 images of data could not be used:" in table and table.count(".png: bad") == 20
     assert "... and 2 more (--json lists them all)" in table
-    assert "1 images of v2 got scores that are no numbers, and count as wrong:\n  x.png" in table
+    assert "1 image of v2 got scores that are not numbers, and count as wrong:\n  x.png" in table
 
 
 def test_what_is_true_of_all_models_is_said_once() -> None:

@@ -285,7 +285,7 @@ class Measuring:
             )
         if len(predictions.not_numbers) == len(predictions.keys):
             raise TorchRelabelError(
-                f"The scores of {self.classifier.name} are no numbers (NaN or infinite) for all of the "
+                f"The scores of {self.classifier.name} are not numbers (NaN or infinite) for all of the "
                 f"{len(predictions.keys)} images in {str(found.root)!r}. Its weights are broken, or it overflows in "
                 f"bfloat16 (--no-amp)."
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
 _SHOWN = 20
@@ -90,20 +90,24 @@ def _remarks(name: str, figures: Mapping[str, Any]) -> list[str]:
     lines += [f"{before}left out: {measure}: {reason}" for measure, reason in figures["left_out"].items()]
     for what, failures in figures["unreadable"].items():
         if failures:
-            lines.append(f"{before}{len(failures)} images of {what} could not be used:")
+            lines.append(f"{before}{_images(failures)} of {what} could not be used:")
             lines += [f"  {key}: {reason}" for key, reason in list(failures.items())[:_SHOWN]]
             lines += [f"  ... and {len(failures) - _SHOWN} more (--json lists them all)"] * (len(failures) > _SHOWN)
     for what, keys in figures["not_numbers"].items():
-        lines.append(f"{before}{len(keys)} images of {what} got scores that are no numbers, and count as wrong:")
+        lines.append(f"{before}{_images(keys)} of {what} got scores that are not numbers, and count as wrong:")
         lines += [f"  {key}" for key in keys[:_SHOWN]]
         lines += [f"  ... and {len(keys) - _SHOWN} more (--json lists them all)"] * (len(keys) > _SHOWN)
     return ["", *lines] if lines else []
 
 
+def _images(some: Sized) -> str:
+    return "1 image" if len(some) == 1 else f"{len(some)} images"
+
+
 def _occlusion(name: str, curves: Mapping[str, Sequence[float]]) -> list[str]:
     return [
         f"{name}: top-1 by the side of the square, as a share of the image's",
-        "  side                    " + "".join(f"{side:8.0%}" for side in curves["side"]),
+        "  side                    " + "".join(f"{side:8.1%}" for side in curves["side"]),
         "  black inside (center)   " + "".join(f"{top1:8.1%}" for top1 in curves["center"]),
         "  black outside (boundary)" + "".join(f"{top1:8.1%}" for top1 in curves["boundary"]),
     ]
