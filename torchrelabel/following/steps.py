@@ -17,7 +17,6 @@ from torchvision.transforms import v2
 from torchrelabel.errors import CropNotSeen, UntrackedTransformError
 from torchrelabel.following.declare import rule_of
 from torchrelabel.following.functionals import (
-    PROBE,
     adopt,
     call_followed,
     canvas_of,
@@ -33,6 +32,7 @@ from torchrelabel.following.functionals import (
 from torchrelabel.following.sizes import images_in, size_of
 from torchrelabel.following.trace import WAYS_OUT, Canvas, CropTrace, current_trace, short
 from torchrelabel.following.tracked_image import TrackedImage
+from torchrelabel.label_map.kernels import KERNELS
 from torchrelabel.view import View
 
 __all__ = ["MOVING_OPERATIONS", "augments", "run", "run_own", "with_attributes", "with_steps_followed"]
@@ -244,11 +244,17 @@ def _telling_class(kind: Any) -> Any:
         result = theirs(self, image, params)
         return trace.note(result, trace.see(number, move, self, params, crop=kind not in _WHOLE))
 
-    def move(canvas: Canvas, step: Any, params: dict[str, Any]) -> Canvas:
-        moved = theirs(step, PROBE.with_view(*canvas), params)
-        return Canvas(moved.view_box, moved.canvas_size)
+    def move(canvas: Canvas, step: Any, params: dict[str, Any]) -> Any:
+        return theirs(step, canvas, params)
 
-    return type(kind.__name__, (kind,), {name: transform, "__module__": kind.__module__})
+    def call_kernel(self: Any, functional: Any, given: Any, *args: Any, **kwargs: Any) -> Any:
+        # A canvas in place of a label map, which takes four times as long to make.
+        if isinstance(given, Canvas):
+            return KERNELS[functional.__name__](given, *args, **kwargs)
+        return kind._call_kernel(self, functional, given, *args, **kwargs)
+
+    members = {name: transform, "_call_kernel": call_kernel, "__module__": kind.__module__}
+    return type(kind.__name__, (kind,), members)
 
 
 def _run_augmentation(step: Any, image: Any, trace: CropTrace) -> Any:
