@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import random
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 from timm.data import create_transform
@@ -373,5 +373,5 @@ PIPELINES: dict[str, tuple[Callable[[], Any], str]] = {
     "the other crop was thrown away, to tensor": (lambda: discarded_to_tensor, NOT_SEEN),
 }
 
-if "in_place" in inspect.signature(ImageOps.exif_transpose).parameters:  # of a newer Pillow
+if tuple(map(int, PIL.__version__.split(".")[:2])) >= (11, 3):  # of an older one it is followed
     PIPELINES["turned in place"] = (lambda: c1(turned_in_place, v1.RandomCrop(60), v1.ToTensor()), NOT_SEEN)
