@@ -297,7 +297,7 @@ def _how_to_bring(name: str, error: Exception) -> str:
         f'Ways to bring them: download them on a machine with internet access (python -c "import timm; '
         f"timm.create_model('{name}', pretrained=True)\") and copy its Hugging Face cache (HF_HUB_CACHE, by "
         f"default ~/.cache/huggingface/hub) here; or give a file of weights with --checkpoint. "
-        f"--no-pretrained tries everything else out, with random weights."
+        f"torchrelabel annotate --no-pretrained tries everything else out, with random weights."
     )
 
 
