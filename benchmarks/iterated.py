@@ -23,6 +23,7 @@ import json
 import math
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,19 @@ def train(
         criterion = IteratedLearning(
             model, num_classes=CLASSES, k1=k1, k2=k2 if how == "mile" else 0, threshold=threshold
         )
+
+    def loss(images: Tensor, epoch: int, batch: Tensor) -> Tensor:
+        target = labels[batch] if labels.dim() == 1 else labels[epoch, batch]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return criterion(model(images).float(), target)  # type: ignore[no-any-return]
+
+    return fit(model, crops, loss, seed, rate)
+
+
+def fit(
+    model: nn.Module, crops: Tensor, loss: Callable[[Tensor, int, Tensor], Tensor], seed: int, rate: float
+) -> nn.Module:
+    """Train a model on crops ``[E, N, 3, S, S]``, uint8, by a loss of images, epoch and scene numbers."""
     epochs, count = crops.shape[:2]
     steps = count // BATCH
     optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=0.02)
@@ -111,12 +125,9 @@ def train(
         order = torch.randperm(count, generator=generator)
         for batch in order[: steps * BATCH].split(BATCH):
             images = (crops[epoch, batch].float() / 255 - 0.4) / 0.2
-            images = images.contiguous(memory_format=torch.channels_last)
-            target = labels[batch] if labels.dim() == 1 else labels[epoch, batch]
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                loss = criterion(model(images).float(), target)
+            value = loss(images.contiguous(memory_format=torch.channels_last), epoch, batch)
             optimizer.zero_grad()
-            loss.backward()
+            value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
     return model.eval()

@@ -30,13 +30,12 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from benchmarks.iterated import make_scenes
+from benchmarks.iterated import BATCH, CLASSES, fit, make_scenes
 from torchrelabel import LabelMapDataset, LabelPooling, RandomResizedCropWithLabelMap, ViewBox
 from torchrelabel.demo.folders import SceneRecord, read_scene_folder
 from torchrelabel.demo.students import RATIO, SCALE, make_student, visible_share
 from torchrelabel.label_map import LabelMapBatch
 
-CLASSES, BATCH = 10, 64
 ROWS = {
     "folder": "the folder's one label",
     "image": "all digits of the scene, by hand",
@@ -87,24 +86,13 @@ def draw_crops(folder: Path, label_maps: Path, epochs: int, size: int, threshold
 def train(crops: Tensor, labels: Tensor, seed: int, rate: float) -> nn.Module:
     """Train a student on labels ``[E, N, C]``."""
     model = make_student(seed).to(memory_format=torch.channels_last)
-    epochs, count = crops.shape[:2]
-    steps = count // BATCH
-    optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=epochs * steps, pct_start=0.2)
-    generator = torch.Generator().manual_seed(seed)
-    model.train()
-    for epoch in range(epochs):
-        order = torch.randperm(count, generator=generator)
-        for batch in order[: steps * BATCH].split(BATCH):
-            images = ((crops[epoch, batch].float() / 255 - 0.4) / 0.2).contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                logits = model(images).float()
-            loss = binary_cross_entropy_with_logits(logits, labels[epoch, batch], reduction="sum") / BATCH
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    return model.eval()
+
+    def loss(images: Tensor, epoch: int, batch: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = model(images).float()
+        return binary_cross_entropy_with_logits(logits, labels[epoch, batch], reduction="sum") / BATCH
+
+    return fit(model, crops, loss, seed, rate)
 
 
 def load_scenes(folder: Path, size: int) -> tuple[Tensor, Tensor]:

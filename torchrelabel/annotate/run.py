@@ -112,7 +112,8 @@ def annotate(
     given_names = None if class_names is None else read_class_names(class_names)
     shards = settle_shards(output, shards, rank)
 
-    found = _find(data, output, dataset, split)
+    found = find_data(data, dataset, split, skip=[output])
+    require_images(found)
     summary = Summary(str(output), rank=rank.rank, world=rank.world)
     say = Notes(summary, loud=progress and rank.is_first)
     work = share_out(found, shards, rank, summary)
@@ -222,17 +223,6 @@ def _enlarged(annotator: Annotator, enlarge: float | None, say: Notes) -> Annota
     except (ValueError, UnsupportedModel) as error:
         say(f"Cells are taken from images of the model's own size, without enlarging them: {error}")
         return annotator
-
-
-def _find(data: str | os.PathLike[str], output: Path, dataset: str | None, split: str) -> ImagesFound:
-    """Find the images of a folder, of a tar file or of a data set that timm knows by name.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    found = find_data(data, dataset, split, skip=[output])
-    require_images(found)
-    return found
 
 
 def require_images(found: ImagesFound) -> None:
