@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from tests.annotate.models import FourCorners, four_corners, make_folder
+from tests.annotate.models import FourCorners, four_corners, make_folder, payloads
 from torchrelabel.annotate import annotate, ray_engine
 from torchrelabel.annotate.ray_engine import annotate_with_ray
-from torchrelabel.store import LabelStore
 
 ray = pytest.importorskip("ray", reason="of the extra [ray], which tox -e ray installs")
 # Warnings are Ray's own.
@@ -52,12 +51,6 @@ class Slow(FourCorners):
 def nodes_in(log: Path) -> Counter[str]:
     """How many batches were annotated on which node."""
     return Counter(log.read_text().split())
-
-
-def payloads(path: Path) -> dict[str, bytes]:
-    """Records but for their checksum, which covers the store's identity."""
-    store = LabelStore(path)
-    return {key: store.raw_record(key.encode())[1][4:] for key in store}
 
 
 @pytest.fixture(autouse=True)

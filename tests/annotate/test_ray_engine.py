@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.annotate.models import four_corners, make_folder
+from tests.annotate.models import four_corners, make_folder, payloads
 from tests.shards import add
 from tests.store.label_maps import make_map
 from torchrelabel.annotate import annotate, ray_engine
@@ -100,12 +100,6 @@ def cluster() -> Iterator[None]:
 
 def on_ray(data: Any, output: Path, **options: Any) -> Any:
     return annotate_with_ray(data, output, **({"model": four_corners(), "num_actors": 1} | OPTIONS | options))
-
-
-def payloads(path: Path) -> dict[str, bytes]:
-    """Records but for their checksum, which covers the store's identity."""
-    store = LabelStore(path)
-    return {key: store.raw_record(key.encode())[1][4:] for key in store}
 
 
 @pytest.fixture

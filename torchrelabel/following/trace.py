@@ -90,7 +90,7 @@ class CropTrace:
         if size is None:
             return
         if self._canvases:
-            self._moves.append((0, Canvas.with_view, (), {}))
+            self._moves.append((0, Canvas.with_view, (), {}))  # never called: what this image shows is known
             self._replace(None)
             self.number = len(self._moves)
         self._canvases[self.number] = Canvas(ViewBox(), size)
