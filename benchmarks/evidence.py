@@ -43,6 +43,7 @@ from torchrelabel import LabelMapBatch, LabelPooling
 from torchrelabel.annotate import Annotator
 from torchrelabel.annotate.annotator import averaged
 from torchrelabel.annotate.calibrate import fit_by_area
+from torchrelabel.annotate.images import squashed
 from torchrelabel.calibration import Calibration
 from torchrelabel.demo.annotator import TRAINED_AT
 from torchrelabel.demo.digits import load_digits_split
@@ -53,6 +54,7 @@ from torchrelabel.demo.students import SIZE, draw_crop, make_student
 CLASSES, BATCH = 10, 64
 MODEL = "test_efficientnet"  # of timm's
 MAP_SIZES = (128, 192, 256, 288, 400)  # px; cells of 32 px each
+WINDOWS = (2, 3)  # along each side
 TEST_SCENES, TEST_SEED = 4000, 5
 KL_EPOCHS, SMALLEST_SHARE = 3, 1e-4
 
@@ -70,10 +72,10 @@ def hot(given: Tensor) -> Tensor:
 
 
 def maps(
-    size: int, scenes: Tensor, boxes: Tensor, top: int = CLASSES, grid: Sequence[int] | None = None
+    kind: str, scenes: Tensor, boxes: Tensor, top: int = CLASSES, grid: Sequence[int] | None = None
 ) -> LabelMapBatch:
     """The maps of some scenes as a store holds them, the best classes of each cell, seen through boxes."""
-    dense = cached(f"maps-{size}")[scenes]
+    dense = cached(kind)[scenes]
     if grid is not None:
         dense = averaged(dense, grid)
     best = dense.topk(top, dim=1)
@@ -89,21 +91,21 @@ def maps(
 
 
 @lru_cache(None)
-def calibration(size: int) -> Calibration:
-    """How labels follow from maps at a size and the whole image, fitted to 512 crops as `annotate` does it."""
+def calibration(kind: str) -> Calibration:
+    """How labels follow from maps of a kind and the whole image, fitted to 512 crops as `annotate` does it."""
     scenes, boxes, live = (cached(f"{name}-0-0")[:512] for name in ("scenes", "boxes", "live"))
     area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    alone = calibrated_maps(size, scenes, boxes, Calibration((1.0,), (0.0,), 1.0))
+    alone = calibrated_maps(kind, scenes, boxes, Calibration((1.0,), (0.0,), 1.0))
     parts = (LabelPooling(activation=None)(alone), alone.image_scores)
     (of_map, of_image), smallest = fit_by_area(parts, live.log_softmax(1), area)
     return Calibration(tuple(of_map.tolist()), tuple(of_image.tolist()), smallest)
 
 
-def calibrated_maps(size: int, scenes: Tensor, boxes: Tensor, fitted: Calibration) -> LabelMapBatch:
-    """Maps as `annotate` makes them: enlarged, averaged to the cells of the annotator's own size, the top 5 of each."""
+def calibrated_maps(kind: str, scenes: Tensor, boxes: Tensor, fitted: Calibration) -> LabelMapBatch:
+    """Maps as `annotate` makes them: enlarged, averaged to the cells of the annotator's own size; or of windows."""
     whole = cached("whole")[scenes].log_softmax(1)
-    grid = cached(f"maps-{TRAINED_AT}").shape[2:]
-    plain = maps(size, scenes, boxes, 5, grid)
+    grid = cached(f"maps-{TRAINED_AT}").shape[2:] if kind.startswith("maps") else None
+    plain = maps(kind, scenes, boxes, 5, grid)
     return LabelMapBatch(
         plain.scores,
         plain.classes,
@@ -116,18 +118,26 @@ def calibrated_maps(size: int, scenes: Tensor, boxes: Tensor, fitted: Calibratio
     )
 
 
+def calibrated(kind: str, scenes: Tensor, boxes: Tensor) -> Tensor:
+    """The labels of maps by the rule that was fitted for their kind."""
+    return AUTO(calibrated_maps(kind, scenes, boxes, calibration(kind)))
+
+
 ZERO, RESIDUAL, AUTO = LabelPooling(fill="zero"), LabelPooling(fill="residual"), LabelPooling()
 
 RULES: dict[str, Rule] = {
     # One label for the whole image.
     "whole": lambda scenes, boxes, live, given: cached("whole")[scenes].softmax(1),
     # Maps at 192 px: the paper's rule, its top 5 with the others at zero or sharing the residual; no class cut off.
-    PAPER: lambda scenes, boxes, live, given: ZERO(maps(192, scenes, boxes, 5)),
-    "residual": lambda scenes, boxes, live, given: RESIDUAL(maps(192, scenes, boxes, 5)),
-    "all classes": lambda scenes, boxes, live, given: ZERO(maps(192, scenes, boxes)),
+    PAPER: lambda scenes, boxes, live, given: ZERO(maps("maps-192", scenes, boxes, 5)),
+    "residual": lambda scenes, boxes, live, given: RESIDUAL(maps("maps-192", scenes, boxes, 5)),
+    "all classes": lambda scenes, boxes, live, given: ZERO(maps("maps-192", scenes, boxes)),
     # The default: the whole image's logits and the map's, joined as fitted to the annotator. Enlarged 1.5 and 2 times.
-    "calibrated": lambda scenes, boxes, live, given: AUTO(calibrated_maps(192, scenes, boxes, calibration(192))),
-    "calibrated, twice": lambda scenes, boxes, live, given: AUTO(calibrated_maps(256, scenes, boxes, calibration(256))),
+    "calibrated": lambda scenes, boxes, live, given: calibrated("maps-192", scenes, boxes),
+    "calibrated, twice": lambda scenes, boxes, live, given: calibrated("maps-256", scenes, boxes),
+    # The same with overlapping windows for cells (--windows).
+    "2 x 2 windows": lambda scenes, boxes, live, given: calibrated("windows-2", scenes, boxes),
+    "3 x 3 windows": lambda scenes, boxes, live, given: calibrated("windows-3", scenes, boxes),
     # The annotator looks at each crop.
     "live": lambda scenes, boxes, live, given: live.softmax(1),
 }
@@ -222,6 +232,19 @@ def make_maps(size: int) -> None:
     keep(f"maps-{size}", torch.cat(parts))
 
 
+@torch.inference_mode()
+def make_windows(n: int) -> None:
+    """Keep what the annotator says of n x n windows of every training scene, [N, 10, n, n]; float32."""
+    annotator = Annotator.from_timm(MODEL, checkpoint=_checkpoint, image_size=TRAINED_AT, device="cpu", windows=n)
+    annotator.head.model.to(memory_format=torch.channels_last)
+    images = scenes_of(_out / "train")[2]
+    parts = []
+    for i in range(0, len(images), 32):
+        pixels = [squashed(image, annotator.map_size, annotator.interpolation) for image in images[i : i + 32]]
+        parts.append(annotator(annotator.normalise(torch.stack(pixels))))
+    keep(f"windows-{n}", torch.cat(parts))
+
+
 def make_whole() -> None:
     keep("whole", said_of(scenes_of(_out / "train")[2], bfloat16=False))
 
@@ -253,6 +276,7 @@ MAKERS: dict[str, Callable[..., None]] = {
     "test": make_test,
     "whole": make_whole,
     "maps": make_maps,
+    "windows": make_windows,
     "crops": make_epoch,
 }
 
@@ -440,7 +464,7 @@ def main() -> None:
     arguments = parser.parse_args()
     begin(arguments.out, arguments.checkpoint or arguments.out / "annotator.pth")
     claim()
-    parts = ["test", "whole", *(f"maps-{size}" for size in MAP_SIZES)]
+    parts = ["test", "whole", *(f"maps-{size}" for size in MAP_SIZES), *(f"windows-{n}" for n in WINDOWS)]
     parts += [f"crops-{seed}-{epoch}" for seed in range(arguments.seeds) for epoch in range(arguments.epochs)]
     missing = [name for name in parts if not path_of(name).exists()]
     earlier = read(arguments.json)

@@ -45,20 +45,20 @@ from torchrelabel.store.layout import encode_key, shard_file
 from torchrelabel.store.record import pack_record
 
 BANDS = (0.08, 0.2, 0.4, 0.6, 0.8, 1.0)
-ENLARGE, SEED = (1.0, 1.5, 2.0), 0
+ENLARGE, WINDOWS, SEED = (1.0, 1.5, 2.0), (2, 3), 0
 STORED_CROPS, STORED_CLASSES, RECORDS_ON_DISK = (4, 16), 10, 1000
 BYTES_MARKED, MOST_BYTES_DRAWN = (200, 500, 1000, 2000, 5000, 10000), 20000
-KL_MARKED = (0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.5, 2.0)
+KL_MARKED = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.5, 2.0)
 # Drawn in one colour each: the first of these words that the name of a row has.
-FAMILIES = ("calibrated", "two sizes", "FKD", "paper", "one label")
+FAMILIES = ("calibrated", "windows", "two sizes", "FKD", "paper", "one label")
 
 
 @dataclass(frozen=True)
 class Looks:
     """What the annotator says of n images, and of crops of them.
 
-    Boxes are xyxy in fractions of the image, shares are logarithms. ``cells`` are all classes of each cell, by how much
-    images were enlarged; at 0, of one cell only.
+    Boxes are xyxy in fractions of the image, shares are logarithms. ``cells`` are all classes of each cell, by how the
+    annotator took them: "x1.5" is enlarged, "2 x 2 windows" of windows, "one" has one cell only.
     """
 
     keys: list[str]
@@ -68,7 +68,7 @@ class Looks:
     live: Tensor  # [n, crops, C], the annotator's shares of these
     overlap: Tensor  # [n, 16, crops], IoU of these with other crops
     stored: Tensor  # [n, 16, C], the annotator's shares of those
-    cells: dict[float, list[TopScores]]
+    cells: dict[str, list[TopScores]]
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,12 @@ class Row:
     kl_by_area: list[tuple[float, float] | None]
 
 
-def look(root: Path, annotator: Annotator, crops: int, limit: int | None) -> Looks:
-    """Show images and crops of them to the annotator, each once at each size."""
+def look(root: Path, annotators: dict[str, Annotator], crops: int, limit: int | None) -> Looks:
+    """Show images and crops of them to the annotator, each once in each way; the first of these looks at crops."""
+    annotator = next(iter(annotators.values()))
     found = find_images(root)
     keys, canvases, drawn, said = found.keys[:limit], [], [], []
-    cells: dict[float, list[TopScores]] = {enlarge: [] for enlarge in (0.0, *ENLARGE)}
-    enlarged = {enlarge: annotator.enlarged(enlarge) for enlarge in ENLARGE}
+    cells: dict[str, list[TopScores]] = {way: [] for way in ("one", *annotators)}
     for number, key in enumerate(keys, 1):
         with found.open(key) as file:
             image = load_image(file)
@@ -109,24 +109,24 @@ def look(root: Path, annotator: Annotator, crops: int, limit: int | None) -> Loo
         pixels = [squashed(image, annotator.image_size, annotator.interpolation, box) for box in boxes.tolist()]
         said.append(annotator.whole(annotator.normalise(torch.stack(pixels))).log_softmax(1).cpu())
         drawn.append(boxes / torch.tensor([image.width, image.height] * 2))
-        for enlarge, larger in enlarged.items():
-            sizes = (larger.image_size, larger.map_size)
-            own, other = (larger.normalise(squashed(image, size, larger.interpolation)[None]) for size in sizes)
-            top = larger.top_scores(own, larger.num_classes, enlarged=other)
+        for way, each in annotators.items():
+            sizes = (each.image_size, each.map_size)
+            own, other = (each.normalise(squashed(image, size, each.interpolation)[None]) for size in sizes)
+            top = each.top_scores(own, each.num_classes, enlarged=other)
             scores, classes, of_image = (part[0].cpu() for part in (top.scores, top.classes, top.image_scores))
-            cells[enlarge].append(TopScores(scores, classes, None, of_image))
-        cells[0.0].append(TopScores(scores[:, :1, :1], classes[:, :1, :1], None, of_image))
+            cells[way].append(TopScores(scores, classes, None, of_image))
+        cells["one"].append(TopScores(scores[:, :1, :1], classes[:, :1, :1], None, of_image))
         print(f"looked at {number} of {len(keys)} images", file=sys.stderr)
     (boxes, others), (live, stored) = (torch.stack(all_).tensor_split([crops], 1) for all_ in (drawn, said))
     overlap = torch.stack([box_iou(*pair) for pair in zip(others, boxes, strict=True)])
     return Looks(keys, canvases, boxes, (boxes[..., 2:] - boxes[..., :2]).prod(-1), live, overlap, stored, cells)
 
 
-def keep(looks: Looks, enlarge: float, k: int, image_k: int, codec: str = "float16", residual: bool = True) -> Kept:
+def keep(looks: Looks, way: str, k: int, image_k: int, codec: str = "float16", residual: bool = True) -> Kept:
     """Write label maps with the top k of each cell and the top image_k of the whole image into a store; read them."""
     num_classes, puts = looks.live.shape[-1], []
     residual = residual and k < num_classes
-    for top in looks.cells[enlarge]:
+    for top in looks.cells[way]:
         rest = top.scores[k:].logsumexp(0).numpy() if residual else None
         arrays = {"scores": top.scores[:k].numpy(), "classes": top.classes[:k].numpy(), "residual": rest}
         puts.append({**arrays, "image_scores": top.image_scores.numpy() if image_k else None})
@@ -178,6 +178,14 @@ def nearest_stored(looks: Looks, count: int) -> Tensor:
     return rest.expand_as(shares).scatter(-1, top.indices, top.values).log().log_softmax(-1)
 
 
+def forwards_of(way: str) -> float:
+    """Annotator forwards an image, at the model's own size."""
+    if "windows" in way:
+        return 1 + int(way.split()[0]) ** 2
+    enlarge = float(way[1:])
+    return 1 + enlarge**2 if enlarge > 1 else 1
+
+
 def by_image(values: Tensor, chosen: Tensor) -> tuple[float, float] | None:
     """Mean and standard error of values ``[n, crops]`` over those chosen; the mean of an image is one observation."""
     counts = chosen.sum(1)
@@ -200,28 +208,32 @@ def measure(looks: Looks) -> list[Row]:
         sizes = (bytes_ or sum(one.record_bytes for one in kept), sum(one.disk_bytes for one in kept) or None)
         rows.append(Row(name, *sizes, forwards, *overall, bands))
 
-    def add_calibrated(words: str, enlarge: float, k: int, image_k: int, codec: str = "float16") -> None:
-        kept = keep(looks, enlarge, k, image_k, codec)
+    def add_calibrated(words: str, way: str, k: int, image_k: int, codec: str = "float16") -> None:
+        kept = keep(looks, way, min(k, all_classes), image_k, codec)
         label = fitted(looks, pooled(kept, looks), whole(kept, looks))
-        add(f"calibrated, x{enlarge:g}, {words}", [kept], 1 + enlarge**2 if enlarge > 1 else 1, label)
+        add(f"{way if 'windows' in way else f'calibrated, {way}'}, {words}", [kept], forwards_of(way), label)
 
-    one = keep(looks, 0.0, 1, all_classes)
+    one = keep(looks, "one", 1, all_classes)
     add("one label for the whole image", [one], 1, whole(one, looks).log_softmax(-1))
     add("one label, temperature by area", [one], 1, fitted(looks, whole(one, looks)))
     for fill, residual in (("zero", False), ("residual", True)):
-        kept = keep(looks, 1.0, 5, 0, residual=residual)
+        kept = keep(looks, "x1", 5, 0, residual=residual)
         add(f'paper\'s rule, top 5, fill="{fill}"', [kept], 1, pooled(kept, looks, fill))
-    for enlarge, k in ((1.5, 5), (1.0, 5), (2.0, 5), (1.5, 20)):
-        add_calibrated(f"top {k}, float16", enlarge, k, all_classes)
-    for enlarge, k in ((1.5, 5), (2.0, 5), (1.5, 10), (2.0, 10), (1.5, 20)):
-        add_calibrated(f"top {k}, uint8", enlarge, k, all_classes, "uint8")
+    for way, k in (("x1.5", 5), ("x1", 5), ("x2", 5), ("x1.5", 20)):
+        add_calibrated(f"top {k}, float16", way, k, all_classes)
+    for way, k in (("x1.5", 5), ("x2", 5), ("x1.5", 10), ("x2", 10), ("x1.5", 20)):
+        add_calibrated(f"top {k}, uint8", way, k, all_classes, "uint8")
     for image_k, codec in ((250, "float16"), (100, "float16"), (100, "uint8")):
-        add_calibrated(f"top 5, {codec}, {image_k} of the image", 1.5, 5, min(image_k, all_classes), codec)
-    add_calibrated("nothing cut off", 1.5, all_classes, all_classes)
+        add_calibrated(f"top 5, {codec}, {image_k} of the image", "x1.5", 5, min(image_k, all_classes), codec)
+    add_calibrated("nothing cut off", "x1.5", all_classes, all_classes)
+    for n in WINDOWS:
+        for k, codec in ((100, "float16"), (100, "uint8"), (30, "uint8")):
+            add_calibrated(f"top {k}, {codec}", f"{n} x {n} windows", k, all_classes, codec)
+        add_calibrated("nothing cut off", f"{n} x {n} windows", all_classes, all_classes)
     for k, words in ((5, "top 5"), (all_classes, "all classes")):
-        small, large = (keep(looks, enlarge, k, all_classes) for enlarge in (1.0, 2.0))
+        small, large = (keep(looks, way, k, all_classes) for way in ("x1", "x2"))
         label = fitted(looks, pooled(small, looks), pooled(large, looks), whole(small, looks))
-        add(f"two sizes, x1 and x2, {words}", [small, keep(looks, 2.0, k, 0)], 5, label)
+        add(f"two sizes, x1 and x2, {words}", [small, keep(looks, "x2", k, 0)], 5, label)
     for count in STORED_CROPS:
         estimate = count * (4 * 2 + STORED_CLASSES * 4 + 2)
         add(f"FKD, {count} crops (estimate)", [], count, nearest_stored(looks, count), estimate)
@@ -285,9 +297,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write all numbers here")
     parser.add_argument("--plot", type=Path, help="draw them here")
     arguments = parser.parse_args()
-    annotator = Annotator.from_timm(arguments.model, checkpoint=arguments.checkpoint, image_size=arguments.image_size)
-    annotator.head.model.to(memory_format=torch.channels_last)
-    rows = measure(looks := look(arguments.images, annotator, arguments.crops, arguments.limit))
+    build = partial(
+        Annotator.from_timm, arguments.model, checkpoint=arguments.checkpoint, image_size=arguments.image_size
+    )
+    annotator = build()
+    annotators = {f"x{enlarge:g}": annotator.enlarged(enlarge) for enlarge in ENLARGE}
+    annotators |= {f"{n} x {n} windows": build(windows=n) for n in WINDOWS}
+    for each in annotators.values():
+        each.head.model.to(memory_format=torch.channels_last)
+    rows = measure(looks := look(arguments.images, annotators, arguments.crops, arguments.limit))
     title = f"{annotator.name} at {annotator.image_size} px, {len(looks.keys)} images, {arguments.crops} crops of each"
     print(f"{title}:\n\n{table(rows)}")
     if arguments.json:

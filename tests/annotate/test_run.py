@@ -291,6 +291,7 @@ def test_an_argument_out_of_range_is_refused(folder: Path, store: Path, options:
     [
         ({"checkpoint": "/no/such", "image_size": 999}, "checkpoint='/no/such', image_size=999 would have no effect"),
         ({"enlarge": 2.0}, "enlarge=2.0 would have no effect"),
+        ({"windows": 3}, "windows=3 would have no effect"),
         ({"device": "cpu", "pretrained": False}, "device='cpu', pretrained=False would have no effect"),
     ],
 )
@@ -328,6 +329,8 @@ def test_a_module_is_told_how_to_become_an_annotator(folder: Path, store: Path) 
         ({"mean": (1, 2, 3)}, ValueError, "mean must be three numbers from 0 to 1"),
         ({"interpolation": "cubic"}, ValueError, "interpolation must be one of"),
         ({"enlarge": 0.5}, ValueError, "enlarge must be 1 or more, got 0.5"),
+        ({"windows": 1}, ValueError, "windows must be 2 or more"),
+        ({"windows": 2, "enlarge": 2.0}, ValueError, "so that enlarge has no say"),
         ({"pretrained": True}, TorchRelabelError, "is not in the cache of Hugging Face's Hub on this machine, and the"),
         ({"class_names": "/no/such.txt"}, FileNotFoundError, "There is no file of class names"),
         ({"exif": "maybe"}, ValueError, "exif must be 'ignore' or 'apply', got 'maybe'"),

@@ -7,7 +7,7 @@ import copy
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypedDict
 
 import torch
@@ -17,6 +17,7 @@ from torchrelabel.annotate.checkpoints import first_line, require_file
 from torchrelabel.annotate.heads import CellHead, TwoParts
 from torchrelabel.annotate.images import check_interpolation
 from torchrelabel.annotate.timm_models import build_timm, canonical_name
+from torchrelabel.annotate.windows import WindowHead
 
 
 class TopScores(NamedTuple):
@@ -69,21 +70,29 @@ class Annotator:
         enlarge: How many times as large images are shown for their cells. A crop is seen enlarged, too: what the model
             says of it is nearer to what it says of the cells of an enlarged image. Costs ``enlarge ** 2`` forward
             passes, besides the one for the whole image; 1 takes both from one.
+        windows: Instead of cells, classify as many overlapping windows along each side (`WindowHead`): what the model
+            says of them is what it says of crops, and it may be any classifier. Costs ``windows ** 2`` forward passes,
+            besides the one for the whole image.
         class_names: What the C classes are called, if the weights came with names.
         notes: What is worth knowing about the weights.
 
     Attributes:
         num_classes: C.
         grid: ``(h, w)`` in cells, of an image of ``image_size``. Those of enlarged images are averaged to as many.
-        map_size: Side in pixels of the images for the cells, ``image_size`` times ``enlarge``.
-        head: The ``CellHead``, which also measures whether the head commutes with pooling.
+        windows: How many windows along each side stand for the cells; None where cells are the model's own.
+        map_size: Side in pixels of the images for the cells, ``image_size`` times ``enlarge``, or for the windows.
+        head: The ``CellHead``, which also measures whether the head commutes with pooling; or the ``WindowHead``.
         device: Where it runs.
         weights_sha256: SHA-256 of the model's state dict.
 
     Raises:
-        UnsupportedModel: If the model's features are no grid of cells that its head can classify.
-        ValueError: If the statistics or the interpolation cannot be, or the model cannot take images of this size.
+        UnsupportedModel: If the model's features are no grid of cells that its head can classify; of windows, if it
+            returns no class scores.
+        ValueError: If the statistics or the interpolation cannot be, both ``enlarge`` and ``windows`` are given, or the
+            model cannot take images of this size.
     """
+
+    head: CellHead | WindowHead
 
     def __init__(
         self,
@@ -98,6 +107,7 @@ class Annotator:
         device: str | torch.device | None = None,
         amp: bool = False,
         enlarge: float = 1.0,
+        windows: int | None = None,
         class_names: Sequence[str] | None = None,
         notes: Sequence[str] = (),
     ) -> None:
@@ -117,10 +127,21 @@ class Annotator:
         # cuDNN's kernels for half precision want channels last; on a CPU the same would slow some models down.
         if self.device.type == "cuda":
             model = model.to(memory_format=torch.channels_last)
-        self.head = CellHead(model.to(self.device), image_size)
+        model = model.to(self.device)
+        self.windows = windows
+        if windows is None:
+            self.head = CellHead(model, image_size)
+            self._enlarge(enlarge)
+        else:
+            if enlarge != 1:
+                raise ValueError(
+                    f"windows={windows} says how large images are shown, and enlarge={enlarge} says otherwise. Leave "
+                    f"one of them out."
+                )
+            self.head = WindowHead(model, image_size, windows)
+            self.map_size = self.head.map_size
         self.num_classes = self.head.num_classes
         self.grid = self.head.grid
-        self._enlarge(enlarge)
         self._mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(std, device=self.device).view(1, 3, 1, 1)
 
@@ -138,6 +159,7 @@ class Annotator:
         std: Sequence[float] | None = None,
         interpolation: str | None = None,
         enlarge: float = 1.0,
+        windows: int | None = None,
         state_dict_key: str | None = None,
         strip_prefix: str | None = None,
     ) -> Annotator:
@@ -158,6 +180,7 @@ class Annotator:
             std: Standard deviation per channel; the model's own if None.
             interpolation: How images are resized, ``"bilinear"``, ``"bicubic"``, ...; the model's own if None.
             enlarge: How many times as large images are shown for their cells.
+            windows: Instead of cells, classify as many overlapping windows along each side.
             state_dict_key: Under which key of the checkpoint the weights lie, if not where most scripts keep them.
             strip_prefix: What stands in front of the weights' names in the checkpoint. If None, it is found out where
                 only one model in it fits.
@@ -205,6 +228,7 @@ class Annotator:
             device=device,
             amp=amp,
             enlarge=enlarge,
+            windows=windows,
             class_names=built.class_names,
             notes=built.notes,
         )
@@ -213,8 +237,8 @@ class Annotator:
     def from_model(
         cls,
         *,
-        features: Callable[[Tensor], Tensor],
-        head: Callable[[Tensor], Tensor],
+        features: Callable[[Tensor], Tensor] | None = None,
+        head: Callable[[Tensor], Tensor] | None = None,
         image_size: int,
         mean: Sequence[float],
         std: Sequence[float],
@@ -226,31 +250,34 @@ class Annotator:
         device: str | torch.device | None = None,
         amp: bool = False,
         enlarge: float = 1.0,
+        windows: int | None = None,
     ) -> Annotator:
         """Build an annotator from two parts of any classifier: torchvision's, transformers', or one of your own.
 
         Args:
             features: From normalised images ``[N, 3, S, S]`` to the last features: a grid ``[N, d, h, w]`` or
-                ``[N, h, w, d]``, or tokens ``[N, P + h * w, d]``. A module or a function.
+                ``[N, h, w, d]``, or tokens ``[N, P + h * w, d]``. A module or a function. Not for ``windows``.
             head: From such features to class scores ``[N, C]``, with the pooling in it. It must also take features of
-                one cell, and is called so. A module or a function.
+                one cell, and is called so. A module or a function. Not for ``windows``.
             image_size: S, the side in pixels to which every image is squashed.
             mean: Mean per channel of the model's training, of images in 0..1.
             std: Standard deviation per channel.
             interpolation: How images are resized, as in the model's training.
-            model: The classifier that both are parts of. Needed where they are functions, for its weights.
+            model: The classifier that both are parts of. Needed where they are functions, for its weights; and for
+                ``windows``, which it takes from images ``[N, 3, S, S]`` to class scores ``[N, C]``.
             name: What to call it in the store's header; the model's class if None.
             prefix_tokens: P, how many tokens (class, registers) stand before those of patches.
             class_names: What the C classes are called, in the order of the scores.
             device: Where it runs; CUDA where there is one, if None.
             amp: Compute in bfloat16.
             enlarge: How many times as large images are shown for their cells.
+            windows: Instead of cells, classify as many overlapping windows along each side, with ``model``.
 
         Returns:
             The annotator. The modules are moved to the device and put into eval mode, and not copied.
 
         Raises:
-            TypeError: If neither part is a module, and no ``model`` is given.
+            TypeError: If neither part is a module, and no ``model`` is given; or not what ``windows`` need.
             UnsupportedModel: If the features are no grid of cells that the head can classify.
             ValueError: If an argument cannot be, or the model cannot take images of this size.
 
@@ -265,11 +292,23 @@ class Annotator:
         """
         if image_size < 1:
             raise ValueError(f"image_size must be a number of pixels, 1 or more, got {image_size}.")
-        parts = TwoParts(features, head, model, prefix_tokens)
+        if windows is not None:
+            if model is None or features is not None or head is not None:
+                raise TypeError(
+                    "windows are classified by the whole model: give model=, and neither features nor head."
+                )
+            classifier = model
+        elif features is None or head is None:
+            raise TypeError(
+                "Cells are classified by parts of a model: give features= and head=. With windows=3, say, model= alone "
+                "will do."
+            )
+        else:
+            classifier = TwoParts(features, head, model, prefix_tokens)
         if name is None:
-            name = type(parts if model is None else model).__name__
+            name = type(classifier if model is None else model).__name__
         annotator = cls(
-            parts,
+            classifier,
             name=name,
             image_size=image_size,
             mean=tuple(map(float, mean)),
@@ -279,6 +318,7 @@ class Annotator:
             device=device,
             amp=amp,
             enlarge=enlarge,
+            windows=windows,
             class_names=class_names,
         )
         if class_names is not None and len(class_names) != annotator.num_classes:
@@ -291,7 +331,7 @@ class Annotator:
         """The same annotator, which sees images ``enlarge`` times as large for their cells.
 
         Raises:
-            ValueError: If it is less than 1, or the model cannot take images of that size.
+            ValueError: If it is less than 1, the model cannot take images of that size, or it classifies windows.
         """
         other = copy.copy(self)
         other._enlarge(enlarge)
@@ -309,7 +349,8 @@ class Annotator:
             weights=self.weights,
             device=device,
             amp=self.amp,
-            enlarge=self.map_size / self.image_size,
+            enlarge=1.0 if self.windows else self.map_size / self.image_size,
+            windows=self.windows,
             class_names=self.class_names,
             notes=self.notes,
         )
@@ -317,6 +358,8 @@ class Annotator:
     def _enlarge(self, enlarge: float) -> None:
         if not 1 <= enlarge < math.inf:
             raise ValueError(f"enlarge must be 1 or more, got {enlarge}.")
+        if isinstance(self.head, WindowHead):
+            raise ValueError(f"{self.name} classifies windows, whose number says how large images are shown.")
         self.map_size = round(self.image_size * enlarge)
         self._map_head = self.head if self.map_size == self.image_size else CellHead(self.head.model, self.map_size)
 
@@ -333,10 +376,11 @@ class Annotator:
         return [size for size in (below, below + stride) if size]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Predict class scores for every cell of images of the model's own size.
+        """Predict class scores for every cell of images of the model's own size; or for every window.
 
         Args:
-            images: Normalised (``normalise``), ``[N, 3, S, S]``, floating point, on any device.
+            images: Normalised (``normalise``), ``[N, 3, S, S]``, floating point, on any device; for windows, S is
+                ``map_size``.
 
         Returns:
             Logits, ``[N, C, h, w]``, float32, on the annotator's device.
@@ -345,7 +389,7 @@ class Annotator:
             ValueError: If the images have another shape.
         """
         with torch.no_grad(), self._autocast():
-            return self.head(self._checked(images))
+            return self.head(self._checked(images, self.map_size if self.windows else self.image_size))
 
     def top_scores(self, images: Tensor, k: int, residual: bool = True, *, enlarged: Tensor | None = None) -> TopScores:
         """Predict the best classes of every cell without ever holding all scores of a large batch.
@@ -354,7 +398,7 @@ class Annotator:
             images: Normalised, ``[N, 3, S, S]``.
             k: K, at most C.
             residual: Also sum up the classes not kept.
-            enlarged: The same images at ``map_size``, where that is another size.
+            enlarged: The same images at ``map_size``, where that is another size, as always for windows.
 
         Returns:
             The K best per cell, on the annotator's device. A score that is not a number is sorted first.
@@ -364,14 +408,8 @@ class Annotator:
         """
         scores, classes, rest = [], [], []
         with torch.no_grad(), self._autocast():
-            features = self.head.features(self._checked(images))
-            image_scores = self.head.whole(features)
-            if self.map_size != self.image_size:
-                if enlarged is None:
-                    raise ValueError(f"The cells are those of enlarged images: give enlarged=, at {self.map_size} px.")
-                features = self._map_head.features(self._checked(enlarged, self.map_size))
-            for logits in self._map_head.chunks(features):
-                logits = averaged(logits.permute(0, 3, 1, 2), self.grid).permute(0, 2, 3, 1)
+            image_scores, parts = self._scores(images, enlarged)
+            for logits in parts:
                 top = logits.topk(k, dim=-1)
                 scores.append(top.values)
                 classes.append(top.indices.int())
@@ -384,6 +422,25 @@ class Annotator:
             image_scores,
         )
 
+    def _scores(self, images: Tensor, enlarged: Tensor | None) -> tuple[Tensor, Iterator[Tensor]]:
+        """Logits of the whole images, ``[N, C]``, and of their cells, ``[n, h, w, C]`` of a few images at a time."""
+        images = self._checked(images)
+        if self.map_size == self.image_size:
+            enlarged = None
+        elif enlarged is None:
+            raise ValueError(f"The cells are those of enlarged images: give enlarged=, at {self.map_size} px.")
+        else:
+            enlarged = self._checked(enlarged, self.map_size)
+        if isinstance(self.head, WindowHead):
+            assert enlarged is not None  # windows make map_size another one
+            return self.head.classify(images), self.head.chunks(enlarged)
+        features = self.head.features(images)
+        image_scores = self.head.whole(features)
+        if enlarged is not None:
+            features = self._map_head.features(enlarged)
+        parts = self._map_head.chunks(features)
+        return image_scores, (averaged(cells.permute(0, 3, 1, 2), self.grid).permute(0, 2, 3, 1) for cells in parts)
+
     def whole(self, images: Tensor) -> Tensor:
         """What the model says of images, or of crops of them, as a whole.
 
@@ -394,7 +451,7 @@ class Annotator:
             Logits, ``[N, C]``, float32, on the annotator's device.
         """
         with torch.no_grad(), self._autocast():
-            return self.head.whole(self.head.features(self._checked(images)))
+            return self.head.classify(self._checked(images))
 
     def normalise(self, images: Tensor) -> Tensor:
         """Do what torchvision's ToTensor and Normalize do, for a batch on the annotator's device.
@@ -416,6 +473,7 @@ class Annotator:
             "weights_sha256": self.weights_sha256,
             "image_size": self.image_size,
             **({} if self.map_size == self.image_size else {"map_size": self.map_size}),
+            **({} if self.windows is None else {"windows": self.windows}),
             "resize": "squash",
             "interpolation": self.interpolation,
             "mean": list(self.mean),

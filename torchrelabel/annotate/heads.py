@@ -19,7 +19,10 @@ Layout = Literal["NCHW", "NHWC", "NLC"]
 
 # Room for what the head reads and writes at once: 2**25 float32 numbers are 128 MiB.
 _CHUNK_NUMBERS = 2**25
-_MODELS_THAT_WORK = "tf_efficientnet_l2.ns_jft_in1k_475, resnet50, convnext_base, swin_base_patch4_window7_224"
+_WHAT_WORKS = (
+    "Models that work: tf_efficientnet_l2.ns_jft_in1k_475, resnet50, convnext_base, swin_base_patch4_window7_224. By "
+    "windows (--windows 3) any classifier does."
+)
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class CellHead:
 
     def __init__(self, model: nn.Module, image_size: int) -> None:
         self.model: Any = model.eval()
-        self.name = _name(model)
+        self.name = model_name(model)
         # timm's models have this, and without a classifier give their features for class scores.
         classes = getattr(model, "num_classes", None)
         if isinstance(classes, int) and classes < 1:
@@ -113,6 +116,10 @@ class CellHead:
             Logits per cell, ``[N, C, h, w]``, float32.
         """
         return torch.cat(list(self.chunks(self.features(images)))).permute(0, 3, 1, 2).contiguous()
+
+    def classify(self, images: Tensor) -> Tensor:
+        """What the model says of whole images ``[N, 3, S, S]``: logits ``[N, C]``, float32."""
+        return self.whole(self.features(images))
 
     def whole(self, features: Tensor) -> Tensor:
         """What the model says of whole images: logits ``[N, C]``, float32, of features as `features` gives them."""
@@ -180,14 +187,13 @@ class CellHead:
         if not (hasattr(self.model, "forward_features") and hasattr(self.model, "forward_head")):
             raise UnsupportedModel(
                 f"{self.name} has no forward_features and forward_head, which timm's classifiers have. "
-                f"Annotator.from_model(features=..., head=..., ...) takes any other module. Models that work: "
-                f"{_MODELS_THAT_WORK}."
+                f"Annotator.from_model(features=..., head=..., ...) takes any other module. {_WHAT_WORKS}"
             )
         features = self.model.forward_features(images)
         if not isinstance(features, Tensor):
             raise UnsupportedModel(
                 f"{self.name} returns its features as a {type(features).__name__}, not as one grid of cells. "
-                f"Models that work: {_MODELS_THAT_WORK}."
+                f"{_WHAT_WORKS}"
             )
         return features
 
@@ -216,7 +222,7 @@ class CellHead:
                     return "NLC", (side, side), prefix
         raise UnsupportedModel(
             f"{self.name} returns features of shape {list(shape)} for one image, which is no grid of cells. "
-            f"Models that work: {_MODELS_THAT_WORK}."
+            f"{_WHAT_WORKS}"
         )
 
     def _cells(self, features: Tensor) -> Tensor:
@@ -236,13 +242,13 @@ class CellHead:
         except (RuntimeError, ValueError, IndexError, AssertionError) as error:
             raise UnsupportedModel(
                 f"The head of {self.name} cannot classify one cell alone (features {list(cells.shape[1:])}): "
-                f"{error}. Models that work: {_MODELS_THAT_WORK}."
+                f"{error}. {_WHAT_WORKS}"
             ) from error
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(cells) or not logits.shape[1]:
             got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise UnsupportedModel(
                 f"The head of {self.name} returns {got} for {len(cells)} cells, not one row of class scores each. "
-                f"Models that work: {_MODELS_THAT_WORK}."
+                f"{_WHAT_WORKS}"
             )
         return logits
 
@@ -302,6 +308,7 @@ def _compared(mean: Tensor, own: Tensor) -> Commuting:
     return Commuting(float(difference), float((mean.argmax(1) == own.argmax(1)).float().mean()))
 
 
-def _name(model: nn.Module) -> str:
+def model_name(model: nn.Module) -> str:
+    """What messages call a model."""
     cfg = getattr(model, "pretrained_cfg", None)
     return str(cfg.get("architecture", type(model).__name__)) if isinstance(cfg, dict) else type(model).__name__

@@ -74,6 +74,7 @@ def annotator_of(
             state_dict_key=state_dict_key,
             strip_prefix=strip_prefix,
             device=device,
+            windows=made_by.get("windows"),
         )
         model = build(image_size=image_size)
         # The store's settings are right for the model that made it, and no other: a name may also be an alias.
@@ -84,7 +85,7 @@ def annotator_of(
                 settings["image_size"] = image_size
             if any(value != own[setting] for setting, value in settings.items()):
                 model = build(**settings)
-            if image_size is None and "map_size" in made_by:
+            if image_size is None and model.windows is None and "map_size" in made_by:
                 model = model.enlarged(made_by["map_size"] / model.image_size)
     if model.num_classes != header.num_classes:
         raise ValueError(
@@ -135,4 +136,8 @@ def differences(annotator: Annotator, header: StoreHeader) -> list[str]:
     then, now = (description.get("map_size", size) for description in (made_by, here))
     if made_by.get("image_size") == size and then != now:
         notes.append(f"map_size is {now} here, and was {then} when the store was made.")
+    windows = made_by.get("windows")
+    if windows != annotator.windows:
+        then, now = (f"{n} x {n} windows" if n else "cells" for n in (windows, annotator.windows))
+        notes.append(f"The maps here are of {now}, and were of {then} when the store was made.")
     return notes

@@ -20,6 +20,8 @@ from torchrelabel.store.layout import HEADER_FILE, fingerprint, is_store_file, s
 
 # The logits of a whole image cost 5 bits a class; of many classes only the best are worth theirs.
 _ALL_OF_IMAGE, _BEST_OF_IMAGE = 1024, 256
+# Four or nine windows keep many classes in the bytes of few classes of many cells (docs/evidence.md).
+_TOP_OF_CELL, _TOP_OF_WINDOW = 5, 100
 
 
 def settle_shards(output: Path, shards: int | None, rank: Rank) -> int:
@@ -80,7 +82,7 @@ def store_settings(
     output: Path,
     say: Notes,
     *,
-    top_k: int,
+    top_k: int | None,
     codec: str,
     residual: bool,
     image_top_k: int | None,
@@ -90,6 +92,8 @@ def store_settings(
 ) -> dict[str, Any]:
     """The settings of the store, as its writer takes them."""
     classes = annotator.num_classes
+    if top_k is None:
+        top_k = _TOP_OF_CELL if annotator.windows is None else min(_TOP_OF_WINDOW, classes)
     if top_k > classes:
         say(f"All {classes} classes are kept in each cell, not {top_k}: the model has no more.")
         top_k = classes

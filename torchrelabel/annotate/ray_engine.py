@@ -54,11 +54,12 @@ def annotate_with_ray(
     image_column: str = "image",
     key_column: str | None = None,
     exif: Exif = "ignore",
-    top_k: int = 5,
+    top_k: int | None = None,
     codec: str = "float16",
     residual: bool = True,
     image_top_k: int | None = None,
     enlarge: float | None = None,
+    windows: int | None = None,
     shards: int | None = None,
     class_names: str | os.PathLike[str] | Sequence[str] | None = None,
     batch_size: int = 32,
@@ -83,11 +84,12 @@ def annotate_with_ray(
         image_column: Of Parquet files: bytes of images, or structs of ``bytes`` and ``path``.
         key_column: Of Parquet files: the names of images. If None, the paths in the structs.
         exif: As for `annotate`, and so are the rest.
-        top_k: K, classes kept per cell.
+        top_k: K, classes kept per cell; if None, 5, or 100 per window.
         codec: ``"float16"`` or ``"uint8"``.
         residual: Also keep, per cell, the logsumexp of the classes not kept.
         image_top_k: T, of how many classes the logit for the whole image is kept too.
         enlarge: How many times as large as the model's own size images are shown for their cells.
+        windows: Instead of cells, classify as many overlapping windows along each side.
         shards: LMDB files in the store; one, or as the existing store has, if None.
         class_names: What the classes are called.
         batch_size: Images per forward pass.
@@ -110,7 +112,7 @@ def annotate_with_ray(
     wants_cpu = str(options.get("device")) == "cpu"
     if isinstance(model, str):
         options["device"] = "cpu"  # here; the actors have theirs
-    build = plan_annotator(model, enlarge, options, _ALONE)
+    build = plan_annotator(model, enlarge, windows, options, _ALONE)
     given_names = None if class_names is None else read_class_names(class_names)
     shards = settle_shards(output, shards, _ALONE)
 

@@ -45,11 +45,12 @@ def annotate(
     dataset: str | None = None,
     split: str = "train",
     exif: Exif = "ignore",
-    top_k: int = 5,
+    top_k: int | None = None,
     codec: str = "float16",
     residual: bool = True,
     image_top_k: int | None = None,
     enlarge: float | None = None,
+    windows: int | None = None,
     shards: int | None = None,
     class_names: str | os.PathLike[str] | Sequence[str] | None = None,
     batch_size: int = 32,
@@ -70,7 +71,7 @@ def annotate(
         split: Which part of ``dataset``.
         exif: ``"ignore"``: images are seen as they are stored, as torchvision's loader gives them. ``"apply"``: turned
             as their EXIF orientation says, for a training whose loader does so too.
-        top_k: K, classes kept per cell.
+        top_k: K, classes kept per cell; if None, 5, or 100 per window.
         codec: How records are stored: ``"float16"`` or ``"uint8"``.
         residual: Also keep, per cell, the logsumexp of the classes not kept.
         image_top_k: T, of how many classes the logit for the whole image is kept too, from which labels of crops are
@@ -79,6 +80,9 @@ def annotate(
         enlarge: How many times as large as the model's own size images are shown for their cells, which costs the
             square of it in forward passes, besides one; 1 takes all from one. If None, 1.5, or 1 for models that take
             no other size than their own.
+        windows: Instead of cells, classify as many overlapping windows along each side, as the model classifies any
+            image, which costs the square of it in forward passes, besides one. Labels of crops are nearer to the
+            annotator, and any classifier will do; what small regions show is less exact, as for token labels.
         shards: LMDB files in the store; one per rank, or as the existing store has, if None.
         class_names: What the classes are called, in the order of the model's outputs; or a file of names: one a line,
             or a JSON list or object. If None, the names that the checkpoint holds, those of the class folders, or
@@ -108,7 +112,7 @@ def annotate(
     # What is cheap to know first: a wrong name should not wait until a million files are listed.
     check_arguments(top_k=top_k, batch_size=batch_size, workers=workers, exif=exif, dataset=dataset, split=split)
     rank, output = Rank.from_environment(), Path(output)
-    build = plan_annotator(model, enlarge, options, rank)
+    build = plan_annotator(model, enlarge, windows, options, rank)
     given_names = None if class_names is None else read_class_names(class_names)
     shards = settle_shards(output, shards, rank)
 
@@ -161,7 +165,7 @@ def annotate(
 
 
 def check_arguments(
-    *, top_k: int, batch_size: int, workers: int | None, exif: str, dataset: str | None, split: str
+    *, top_k: int | None, batch_size: int, workers: int | None, exif: str, dataset: str | None, split: str
 ) -> None:
     """Refuse arguments that cannot be."""
     for name, value, lowest in (("top_k", top_k, 1), ("batch_size", batch_size, 1), ("workers", workers, 0)):
@@ -173,14 +177,13 @@ def check_arguments(
 
 
 def plan_annotator(
-    model: str | Annotator, enlarge: float | None, options: TimmOptions, rank: Rank
+    model: str | Annotator, enlarge: float | None, windows: int | None, options: TimmOptions, rank: Rank
 ) -> Callable[[Notes], Annotator]:
     """What builds the annotator once the images are known, after all was refused that can be refused before."""
     if isinstance(model, Annotator):
         neutral = {"pretrained": True, "amp": False}
         given = {name: value for name, value in options.items() if value != neutral.get(name)}
-        if enlarge is not None:
-            given["enlarge"] = enlarge
+        given |= {name: value for name, value in (("enlarge", enlarge), ("windows", windows)) if value is not None}
         if given:
             raise ValueError(
                 f"model is an Annotator, which was built with its settings, so that "
@@ -195,13 +198,20 @@ def plan_annotator(
         )
     if enlarge is not None and not 1 <= enlarge < float("inf"):
         raise ValueError(f"enlarge must be 1 or more, got {enlarge}.")
+    if windows is not None and (windows < 2 or enlarge is not None):
+        raise ValueError(
+            f"windows must be 2 or more along each side, and say how large images are shown, so that enlarge has no "
+            f"say; got windows={windows}, enlarge={enlarge}."
+        )
     options["device"] = rank.own_device(options.get("device"))
     name, _ = check_request(model, **options)
     if options.get("pretrained", True) and options.get("checkpoint") is None:
         require_weights(name)
 
     def build(say: Notes) -> Annotator:
-        annotator = Annotator.from_timm(model, **options)
+        annotator = Annotator.from_timm(model, windows=windows, **options)
+        if windows is not None:
+            return annotator
         sizes = annotator.even_sizes() if options.get("image_size") is not None else []
         if sizes:
             say(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from torchrelabel.annotate import Annotator, Commuting
+from torchrelabel.annotate import Annotator, CellHead, Commuting
 from torchrelabel.annotate.crops import draw_crops, pool_crops
 from torchrelabel.annotate.images import ImagesFound, exif_of, load_image, reason_of, squashed
 from torchrelabel.check.orientation import Vote, transposed
@@ -55,7 +55,8 @@ class Agreement:
 
     Attributes:
         bands: By area of the crop, then all crops together, then whole images.
-        commuting: Whether the model's head gives the same before and after pooling.
+        commuting: Whether the model's head gives the same before and after pooling; None of windows, which are pooled
+            as any image.
         top_classes: What the model takes each whole image for, by key.
         votes: What the crops of each image say about the order of the axes.
         cell_votes: The same of its cells, whose top class in the map is compared with the model's in the same cell; of
@@ -63,7 +64,7 @@ class Agreement:
     """
 
     bands: tuple[Band, ...]
-    commuting: Commuting
+    commuting: Commuting | None
     top_classes: dict[str, int]
     votes: tuple[Vote, ...]
     cell_votes: tuple[Vote, ...]
@@ -119,7 +120,7 @@ def compare_crops(
             predicted = annotator.head.model(images).float().log_softmax(1).cpu()
         measured = sum(count for count, _ in commuting)
         whole = [number for number, view in enumerate(views) if view.area is None][: _IMAGES_FOR_COMMUTING - measured]
-        if whole:
+        if whole and isinstance(annotator.head, CellHead):
             commuting.append((len(whole), annotator.head.commuting(images[whole])))
         cell_votes += _compare_cells(annotator, views, images)
         for view, own in zip(views, predicted, strict=True):
@@ -132,18 +133,14 @@ def compare_crops(
                 rows.setdefault(next(name for name, end in BANDS if area < end), []).append(row)
                 both = torch.stack([row[1], row[4], torch.tensor(1.0)])
                 votes[view.key] = votes.get(view.key, torch.zeros(3)) + both
-    if not commuting:
+    if not top_classes:
         return None
     crops = [row for name, _ in BANDS for row in rows.get(name, [])]
     names = [name for name, _ in BANDS if name in rows]
     bands = [*((name, rows[name]) for name in names), ("all crops", crops), (WHOLE_IMAGE, rows[WHOLE_IMAGE])]
-    count = sum(images for images, _ in commuting)
     return Agreement(
         tuple(_band(name, values) for name, values in bands if values),
-        Commuting(
-            max(each.relative_error for _, each in commuting),
-            sum(images * each.same_top_class for images, each in commuting) / count,
-        ),
+        _over_all(commuting),
         top_classes,
         tuple(Vote(int(a), int(n), int(b), int(n)) for a, b, n in (vote.tolist() for vote in votes.values())),
         tuple(cell_votes),
@@ -237,6 +234,17 @@ def _compare_cells(annotator: Annotator, views: list[_View], images: Tensor) -> 
         Vote(int((cells == there).sum()), cells.numel(), int((there == cells.T).sum()), cells.numel())
         for (_, cells), there in zip(chosen, own, strict=True)
     ]
+
+
+def _over_all(commuting: list[tuple[int, Commuting]]) -> Commuting | None:
+    """One measure, of those of several batches and how many images each had; None of none."""
+    if not commuting:
+        return None
+    count = sum(images for images, _ in commuting)
+    return Commuting(
+        max(each.relative_error for _, each in commuting),
+        sum(images * each.same_top_class for images, each in commuting) / count,
+    )
 
 
 def _kl(own: Tensor, label: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ class Report:
         faults: What is certainly wrong, besides axes that are swapped.
         model: Name of the annotator; None without one.
         image_size: Side in pixels to which images and crops were squashed for it.
-        commuting: Whether its head gives the same before and after pooling.
+        commuting: Whether its head gives the same before and after pooling; None of windows.
         bands: Agreement by area of the crop.
         folder: Agreement with the folders' labels.
         folder_unknown: Why that cannot be told, or an empty string.

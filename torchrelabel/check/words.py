@@ -38,7 +38,6 @@ def words(report: Report) -> str:
 
 
 def _agreement(report: Report) -> list[str]:
-    assert report.commuting is not None  # measured on the images that the bands come from
     commuting = report.commuting
     residual = report.bands[0].kl_residual is not None
     titles = ["area of crop", "crops", "KL", "top-1", *(["KL res.", "top-1 res."] if residual else [])]
@@ -52,10 +51,12 @@ def _agreement(report: Report) -> list[str]:
         if band.kl_residual is not None and band.top1_residual is not None:
             cells += [f"{band.kl_residual:.3f}", f"{band.top1_residual:.1%}"]
         lines.append(_row([*cells, f"{band.top1_swapped:.1%}", f"{band.top1_whole:.1%}"]))
+    lines.append("transposed: top-1 of the map with its axes exchanged; whole label: of one label for the whole image")
+    if commuting is None:
+        return lines
     how = "commutes" if commuting.commutes else "does not commute"
     return [
         *lines,
-        "transposed: top-1 of the map with its axes exchanged; whole label: of one label for the whole image",
         f"The head {how} with pooling: mean over cells and model differ by {commuting.relative_error:.1e} of the "
         f"largest logit, same top class for {commuting.same_top_class:.1%} of the images.",
     ]

@@ -47,7 +47,9 @@ _OPTIONS_OF = {"torchrun": ("split", "workers"), "ray": ("num_actors", "image_co
     help="Whether images are turned as EXIF says; torchvision's loader does not.",
 )
 @click.option("--pretrained/--no-pretrained", default=True, show_default=True, help="timm's weights, or random ones.")
-@click.option("--topk", "top_k", default=5, type=click.IntRange(1), show_default=True, help="Classes kept per cell.")
+@click.option(
+    "--topk", "top_k", type=click.IntRange(1), metavar="K", help="Classes kept per cell. [default: 5; 100 per window]"
+)
 @click.option(
     "--image-size",
     type=click.IntRange(1),
@@ -60,6 +62,13 @@ _OPTIONS_OF = {"torchrun": ("split", "workers"), "ray": ("num_actors", "image_co
     metavar="FACTOR",
     help="Show images so many times as large for their cells; costs its square in forward passes, besides one. "
     "[default: 1.5; 1 where the model takes one size only]",
+)
+@click.option(
+    "--windows",
+    type=click.IntRange(2),
+    metavar="N",
+    help="Instead of cells, classify N x N overlapping windows as the model classifies any image: labels of crops are "
+    "nearer to it, and any classifier will do. Costs N * N forward passes, besides one.",
 )
 @click.option(
     "--mean", type=float, nargs=3, metavar="R G B", help="Of the training, for images in 0..1. [default: model's]"
