@@ -231,7 +231,10 @@ def _enlarged(annotator: Annotator, enlarge: float | None, say: Notes) -> Annota
     try:
         return annotator.enlarged(ENLARGE)
     except (ValueError, UnsupportedModel) as error:
-        say(f"Cells are taken from images of the model's own size, without enlarging them: {error}")
+        say(
+            f"Cells are taken from images of the model's own size, without enlarging them: {error} With --windows 2 it "
+            f"would see parts of them enlarged."
+        )
         return annotator
 
 

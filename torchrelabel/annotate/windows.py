@@ -47,7 +47,8 @@ class WindowHead:
         self.image_size = image_size
         self.grid = (windows, windows)
         self.map_size = -(-image_size * (windows + 1) // 2)
-        probe = torch.zeros(1, 3, image_size, image_size, device=next(model.parameters()).device)
+        device = next((parameter.device for parameter in model.parameters()), None)
+        probe = torch.zeros(1, 3, image_size, image_size, device=device)
         with torch.inference_mode():
             try:
                 logits = self.model(probe)
