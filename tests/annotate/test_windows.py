@@ -108,7 +108,7 @@ def test_any_classifier_annotates_by_windows_and_its_labels_are_calibrated(tmp_p
     root = save_images(tmp_path / "images", 18)
     annotator = own_annotator(windows)
     summary = annotate(root, tmp_path / "maps.lmdb", model=annotator, workers=0, progress=False)
-    assert (summary.grid, summary.top_k, summary.failed) == ((windows, windows), 3, [])
+    assert (summary.grid, summary.windows, summary.top_k, summary.failed) == ((windows, windows), windows, 3, [])
     assert summary.crop_fit is not None and summary.crop_fit.pays
     assert not any("commute" in note for note in summary.notes)
     store = LabelStore(tmp_path / "maps.lmdb")

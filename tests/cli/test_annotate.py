@@ -56,6 +56,16 @@ def test_a_folder_is_annotated_and_summed_up_on_stdout(folder: Path, store: Path
     assert len(LabelStore(store)) == 3
 
 
+def test_windows_are_counted_as_windows_and_take_no_enlarging(folder: Path, store: Path) -> None:
+    result = annotate(folder, "-o", store, "--windows", 2)
+    assert result.exit_code == 0
+    assert "resnet10t: 2 x 2 windows, top 100 of 1000 classes, " in result.stdout
+    assert json.loads(annotate(folder, "-o", store, "--windows", 2, "--json").stdout)["windows"] == 2
+    assert annotate(folder, "-o", store, "--windows", 1).exit_code == 2
+    refused = annotate(folder, "-o", store, "--windows", 2, "--enlarge", 2)
+    assert refused.exit_code == 1 and "enlarge has no say" in refused.stderr
+
+
 def test_json_holds_the_figures_and_nothing_else_is_on_stdout(folder: Path, store: Path) -> None:
     figures = json.loads(annotate(folder, "-o", store, "--json", "--topk", 3, "--no-residual", "--shards", 2).stdout)
     assert (figures["images"], figures["annotated"], figures["failed"], figures["top_k"]) == (3, 3, [], 3)

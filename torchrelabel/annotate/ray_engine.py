@@ -138,7 +138,7 @@ def annotate_with_ray(
         class_names=given_names,
         exif=exif,
     )
-    summary.model, summary.grid = annotator.name, annotator.grid
+    summary.model, summary.grid, summary.windows = annotator.name, annotator.grid, annotator.windows
     summary.num_classes, summary.top_k = annotator.num_classes, settings["top_k"]
 
     sample: list[tuple[bytes, str, bytes]] = []

@@ -27,7 +27,8 @@ class Summary:
         deep: Of the images annotated now, how many have 16 bits a channel, scaled to 8.
         notes: What else is worth knowing: folders that could not be read, warnings of PIL's.
         model: The annotator's name.
-        grid: ``(h, w)`` in cells.
+        grid: ``(h, w)`` in cells, or in windows.
+        windows: How many windows along each side stand for the cells; None where cells are the model's own.
         num_classes: C.
         top_k: K.
         bytes: Size of the store on disk (of this rank's shards).
@@ -53,6 +54,7 @@ class Summary:
     notes: list[str] = field(default_factory=list)
     model: str = ""
     grid: tuple[int, int] = (0, 0)
+    windows: int | None = None
     num_classes: int = 0
     top_k: int = 0
     bytes: int = 0

@@ -161,6 +161,7 @@ def _figures(summary: Summary) -> dict[str, Any]:
         "world": summary.world,
         "model": summary.model,
         "grid": list(summary.grid),
+        "windows": summary.windows,
         "num_classes": summary.num_classes,
         "top_k": summary.top_k,
         "images": summary.images,
@@ -193,7 +194,7 @@ def _words(summary: Summary) -> str:
             f"{len(summary.failed)} failed.",
         ]
     lines.append(
-        f"{summary.model}: {h} x {w} cells, top {summary.top_k} of {summary.num_classes} classes, "
+        f"{summary.model}: {h} x {w} {'cells' if summary.windows is None else 'windows'}, top {summary.top_k} of {summary.num_classes} classes, "
         f"{summary.bytes / 1e6:.1f} MB, {summary.bytes_per_image:.0f} bytes an image."
     )
     if summary.agreement is not None:
