@@ -295,8 +295,8 @@ def decode_image_scores(top_k: int, num_classes: int, payload: memoryview) -> Sc
 def inflate(what: str, deflated: memoryview, size: int) -> bytes:
     """What a raw deflate stream of just ``size`` bytes holds."""
     inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-    # More than needed: a stream that goes on is noticed, and takes no more memory than that. zlib's quick loop wants room
-    # for a longest match behind each symbol.
+    # More than needed: a stream that goes on is noticed, and takes no more memory than that. zlib's quick loop wants
+    # room for a longest match behind each symbol.
     try:
         inflated = inflate.decompress(deflated, size + 258)
     except zlib.error as error:
