@@ -169,8 +169,9 @@ def index_classes(shape: Shape, classes: Classes) -> tuple[NDArray[np.intp], NDA
     occurs = np.zeros(shape.num_classes, np.bool_)
     occurs[by_cell] = True
     palette = occurs.nonzero()[0]
-    place = np.empty(shape.num_classes, _index_type(len(palette)))
-    place[palette] = np.arange(len(palette))
+    indices = _index_type(len(palette))
+    place = np.empty(shape.num_classes, indices)
+    place[palette] = np.arange(len(palette), dtype=indices)
     return palette, place.take(by_cell)
 
 
@@ -315,9 +316,8 @@ def _index_type(count: int) -> np.dtype[np.unsignedinteger]:
 
 
 def _to_float16(what: str, numbers: Scores) -> bytes:
-    # 65520 is the first number that rounds to infinity instead of to the largest half.
-    if numbers.min() <= -65520.0 or numbers.max() >= 65520.0:
-        largest = float(np.abs(numbers).max())
+    largest = float(np.abs(numbers).max())
+    if largest >= 65520.0:  # the first number that rounds to infinity instead of to the largest half
         raise ValueError(
             f"{what} of the float16 codec reach from -{_LARGEST_FLOAT16:.0f} to {_LARGEST_FLOAT16:.0f}, "
             f"got magnitude {largest:g}; use codec='uint8' or scale the scores"
