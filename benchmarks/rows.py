@@ -7,9 +7,10 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,10 @@ CODECS = ("float16", "uint8")
 
 @dataclass
 class Row:
-    """One line of the table: ``ratio`` says how many times better ours is. Without a unit, two figures of ours."""
+    """One line of the table: ``ratio`` says how many times better ours is. Without a unit, two figures of ours.
+
+    ``ratios`` are the lowest and the highest of several runs, of which the figures are medians.
+    """
 
     name: str
     unit: str
@@ -48,6 +52,7 @@ class Row:
     other: str
     theirs: float
     more_is_better: bool = False
+    ratios: tuple[float, float] | None = None
 
     @property
     def ratio(self) -> float | None:
@@ -59,6 +64,17 @@ class Row:
     def as_dict(self) -> dict[str, Any]:
         """The row for JSON."""
         return asdict(self) | {"ratio": self.ratio}
+
+
+def middle(runs: Sequence[Row]) -> Row:
+    """One row of the same row of several runs."""
+    ratios = [run.ratio for run in runs if run.ratio is not None]
+    return replace(
+        runs[0],
+        ours=statistics.median(run.ours for run in runs),
+        theirs=statistics.median(run.theirs for run in runs),
+        ratios=(min(ratios), max(ratios)) if ratios else None,
+    )
 
 
 class Data:
@@ -272,7 +288,6 @@ def annotating(data: Data) -> Iterator[Row]:
     annotator = Annotator.from_timm("resnet18", pretrained=False)
     pixels = torch.randn(32, 3, annotator.image_size, annotator.image_size)
     batches = -(-len(data.image_keys) // 32)
-    turn = iter(range(10**6))
 
     def bare(_: int) -> None:
         with torch.no_grad():
@@ -280,7 +295,7 @@ def annotating(data: Data) -> Iterator[Row]:
                 annotator.head.model(pixels)
 
     def whole(_: int) -> None:
-        out = data.root / f"annotated{next(turn)}.lmdb"
+        out = tempfile.mkdtemp(dir=data.root)
         annotate(data.images, out, model=annotator, batch_size=32, workers=1, progress=False, image_top_k=0)
 
     count = 32 * batches
