@@ -205,7 +205,7 @@ def unpack_palette(shape: Shape, payload: memoryview, start: int) -> tuple[NDArr
         )
     differences = np.frombuffer(payload, kind, count, start)
     # As many bytes cannot sum up to more than 32 bits hold; all else is given the room.
-    palette = differences.cumsum(dtype=np.int32 if width == 1 and count < 2**23 else np.int64)
+    palette = np.add.accumulate(differences, dtype=np.int32 if width == 1 and count < 2**23 else np.int64)
     if palette[-1] >= shape.num_classes:
         raise ValueError(f"the palette holds class {palette[-1]} of {shape.num_classes}")
     return palette.astype(np.int32, copy=False), start + count * width
