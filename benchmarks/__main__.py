@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=names, default=names, help="which groups of rows")
     parser.add_argument("--images", type=int, default=64, help="number of JPEGs")
     parser.add_argument("--maps", type=int, default=1000, help="number of label maps")
-    parser.add_argument("--runs", type=int, default=5, help="how often everything is measured")
+    parser.add_argument("--runs", type=int, default=3, help="how often everything is measured")
     parser.add_argument("--json", type=Path, help="write the table to this file, too")
     parser.add_argument("--plot", type=Path, help="draw the ratios into this file")
     given = parser.parse_args()
