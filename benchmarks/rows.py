@@ -124,14 +124,21 @@ def halved(label_map: synthetic.SyntheticMap) -> Iterator[np.ndarray[Any, Any]]:
 
 def median_us(work: Callable[[int], object], calls: int, repeats: int = 5) -> float:
     """Median CPU time of a call in microseconds: what else the machine does lengthens it little."""
-    work(0)
-    times = []
+    return medians_us([work], calls, repeats)[0]
+
+
+def medians_us(works: Sequence[Callable[[int], object]], calls: int, repeats: int = 5) -> list[float]:
+    """The same of each of several, in turn: what else the machine does lengthens all of them."""
+    times: list[list[float]] = [[] for _ in works]
+    for work in works:
+        work(0)
     for _ in range(repeats):
-        started = time.process_time()
-        for index in range(calls):
-            work(index)
-        times.append((time.process_time() - started) / calls * 1e6)
-    return statistics.median(times)
+        for work, own in zip(works, times, strict=True):
+            started = time.process_time()
+            for index in range(calls):
+                work(index)
+            own.append((time.process_time() - started) / calls * 1e6)
+    return [statistics.median(own) for own in times]
 
 
 def boxes(count: int) -> list[tuple[float, float, float, float]]:
@@ -218,13 +225,10 @@ def loading(data: Data) -> Iterator[Row]:
         with torch.no_grad():
             return teacher(images).softmax(1)
 
-    def speed(work: Callable[[int], object]) -> float:
-        return 1e6 * BATCH / median_us(work, 2)
-
-    with_maps, name = speed(lambda i: fetch(ours, some(i))), "loader with maps, one process"
-    yield Row(name, "images/s", with_maps, "without maps", speed(lambda i: fetch(plain, some(i))), True)
-    yield Row(name, "images/s", with_maps, "with .pt files", speed(with_files), True)
-    yield Row(name, "images/s", with_maps, f"live teacher {TEACHER}", speed(with_teacher), True)
+    works = [lambda i: fetch(ours, some(i)), lambda i: fetch(plain, some(i)), with_files, with_teacher]
+    with_maps, *others = (1e6 * BATCH / each for each in medians_us(works, 2))
+    for other, speed in zip(("without maps", "with .pt files", f"live teacher {TEACHER}"), others, strict=True):
+        yield Row("loader with maps, one process", "images/s", with_maps, other, speed, True)
 
 
 def fetch(dataset: Any, indices: list[int]) -> Any:
@@ -238,19 +242,16 @@ def mixing(data: Data) -> Iterator[Row]:
     dataset = LabelMapDataset(Blank(data), data.store("float16"), transforms=CROP, num_classes=1000, pooling=None)
     maps = default_collate([(torch.zeros(3, 16, 16), dataset[i % len(dataset)][1]) for i in range(256)])
     images, soft = maps[0], torch.full((256, 1000), 1e-3)
-    theirs = median_us(lambda _: v2.CutMix(num_classes=1000)(images, soft), 10) / 256
-    for labels in ("mixed", "localized"):
-        mix = CutMixWithLabelMap(labels=labels)
-        ours = median_us(lambda _: mix(*maps), 10) / 256  # noqa: B023 -- called before the next turn
-        yield Row(f"CutMix, {labels}, pooling included", "us", ours, "v2.CutMix of ready labels", theirs)
+    mixed, localized = CutMixWithLabelMap(labels="mixed"), CutMixWithLabelMap(labels="localized")
+    ready = v2.CutMix(num_classes=1000)
+    times = medians_us([lambda _: mixed(*maps), lambda _: localized(*maps), lambda _: ready(images, soft)], 10)
+    for labels, ours in zip(("mixed", "localized"), times, strict=False):
+        row = f"CutMix, {labels}, pooling included"
+        yield Row(row, "us", ours / 256, "v2.CutMix of ready labels", times[-1] / 256)
     batch, pooling = maps[1][torch.arange(8)], LabelPooling((14, 14), "zero")
-    yield Row(
-        "14 x 14 token labels",
-        "us",
-        median_us(lambda _: pooling(batch), 5) / 8,
-        "dense map and roi_align",
-        median_us(lambda i: dense_tokens(data.maps[i % 8]), 10),
-    )
+    works = [lambda _: pooling(batch), lambda _: [dense_tokens(label_map) for label_map in data.maps[:8]]]
+    ours, theirs = (each / 8 for each in medians_us(works, 5))
+    yield Row("14 x 14 token labels", "us", ours, "dense map and roi_align", theirs)
 
 
 def dense_tokens(label_map: synthetic.SyntheticMap) -> torch.Tensor:
@@ -298,15 +299,9 @@ def annotating(data: Data) -> Iterator[Row]:
         out = tempfile.mkdtemp(dir=data.root)
         annotate(data.images, out, model=annotator, batch_size=32, workers=1, progress=False, image_top_k=0)
 
-    count = 32 * batches
-    yield Row(
-        "annotate, resnet18, workers apart",
-        "images a CPU s",
-        1e6 * len(data.image_keys) / median_us(whole, 1, 3),
-        "bare forward",
-        1e6 * count / median_us(bare, 1, 3),
-        True,
-    )
+    ours, theirs = medians_us([whole, bare], 1, 3)
+    per_second = 1e6 * len(data.image_keys) / ours, 1e6 * 32 * batches / theirs
+    yield Row("annotate, resnet18, workers apart", "images a CPU s", per_second[0], "bare forward", per_second[1], True)
 
 
 def memory(data: Data) -> Iterator[Row]:
