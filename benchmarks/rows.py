@@ -7,9 +7,10 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,10 @@ CODECS = ("float16", "uint8")
 
 @dataclass
 class Row:
-    """One line of the table: ``ratio`` says how many times better ours is. Without a unit, two figures of ours."""
+    """One line of the table: ``ratio`` says how many times better ours is. Without a unit, two figures of ours.
+
+    ``ratios`` are the lowest and the highest of several runs, of which the figures are medians.
+    """
 
     name: str
     unit: str
@@ -48,6 +52,7 @@ class Row:
     other: str
     theirs: float
     more_is_better: bool = False
+    ratios: tuple[float, float] | None = None
 
     @property
     def ratio(self) -> float | None:
@@ -59,6 +64,17 @@ class Row:
     def as_dict(self) -> dict[str, Any]:
         """The row for JSON."""
         return asdict(self) | {"ratio": self.ratio}
+
+
+def middle(runs: Sequence[Row]) -> Row:
+    """One row of the same row of several runs."""
+    ratios = [run.ratio for run in runs if run.ratio is not None]
+    return replace(
+        runs[0],
+        ours=statistics.median(run.ours for run in runs),
+        theirs=statistics.median(run.theirs for run in runs),
+        ratios=(min(ratios), max(ratios)) if ratios else None,
+    )
 
 
 class Data:
@@ -108,14 +124,21 @@ def halved(label_map: synthetic.SyntheticMap) -> Iterator[np.ndarray[Any, Any]]:
 
 def median_us(work: Callable[[int], object], calls: int, repeats: int = 5) -> float:
     """Median CPU time of a call in microseconds: what else the machine does lengthens it little."""
-    work(0)
-    times = []
+    return medians_us([work], calls, repeats)[0]
+
+
+def medians_us(works: Sequence[Callable[[int], object]], calls: int, repeats: int = 5) -> list[float]:
+    """The same of each of several, in turn: what else the machine does lengthens all of them."""
+    times: list[list[float]] = [[] for _ in works]
+    for work in works:
+        work(0)
     for _ in range(repeats):
-        started = time.process_time()
-        for index in range(calls):
-            work(index)
-        times.append((time.process_time() - started) / calls * 1e6)
-    return statistics.median(times)
+        for work, own in zip(works, times, strict=True):
+            started = time.process_time()
+            for index in range(calls):
+                work(index)
+            own.append((time.process_time() - started) / calls * 1e6)
+    return [statistics.median(own) for own in times]
 
 
 def boxes(count: int) -> list[tuple[float, float, float, float]]:
@@ -202,13 +225,10 @@ def loading(data: Data) -> Iterator[Row]:
         with torch.no_grad():
             return teacher(images).softmax(1)
 
-    def speed(work: Callable[[int], object]) -> float:
-        return 1e6 * BATCH / median_us(work, 2)
-
-    with_maps, name = speed(lambda i: fetch(ours, some(i))), "loader with maps, one process"
-    yield Row(name, "images/s", with_maps, "without maps", speed(lambda i: fetch(plain, some(i))), True)
-    yield Row(name, "images/s", with_maps, "with .pt files", speed(with_files), True)
-    yield Row(name, "images/s", with_maps, f"live teacher {TEACHER}", speed(with_teacher), True)
+    works = [lambda i: fetch(ours, some(i)), lambda i: fetch(plain, some(i)), with_files, with_teacher]
+    with_maps, *others = (1e6 * BATCH / each for each in medians_us(works, 2))
+    for other, speed in zip(("without maps", "with .pt files", f"live teacher {TEACHER}"), others, strict=True):
+        yield Row("loader with maps, one process", "images/s", with_maps, other, speed, True)
 
 
 def fetch(dataset: Any, indices: list[int]) -> Any:
@@ -222,19 +242,16 @@ def mixing(data: Data) -> Iterator[Row]:
     dataset = LabelMapDataset(Blank(data), data.store("float16"), transforms=CROP, num_classes=1000, pooling=None)
     maps = default_collate([(torch.zeros(3, 16, 16), dataset[i % len(dataset)][1]) for i in range(256)])
     images, soft = maps[0], torch.full((256, 1000), 1e-3)
-    theirs = median_us(lambda _: v2.CutMix(num_classes=1000)(images, soft), 10) / 256
-    for labels in ("mixed", "localized"):
-        mix = CutMixWithLabelMap(labels=labels)
-        ours = median_us(lambda _: mix(*maps), 10) / 256  # noqa: B023 -- called before the next turn
-        yield Row(f"CutMix, {labels}, pooling included", "us", ours, "v2.CutMix of ready labels", theirs)
+    mixed, localized = CutMixWithLabelMap(labels="mixed"), CutMixWithLabelMap(labels="localized")
+    ready = v2.CutMix(num_classes=1000)
+    times = medians_us([lambda _: mixed(*maps), lambda _: localized(*maps), lambda _: ready(images, soft)], 10)
+    for labels, ours in zip(("mixed", "localized"), times, strict=False):
+        row = f"CutMix, {labels}, pooling included"
+        yield Row(row, "us", ours / 256, "v2.CutMix of ready labels", times[-1] / 256)
     batch, pooling = maps[1][torch.arange(8)], LabelPooling((14, 14), "zero")
-    yield Row(
-        "14 x 14 token labels",
-        "us",
-        median_us(lambda _: pooling(batch), 5) / 8,
-        "dense map and roi_align",
-        median_us(lambda i: dense_tokens(data.maps[i % 8]), 10),
-    )
+    works = [lambda _: pooling(batch), lambda _: [dense_tokens(label_map) for label_map in data.maps[:8]]]
+    ours, theirs = (each / 8 for each in medians_us(works, 5))
+    yield Row("14 x 14 token labels", "us", ours, "dense map and roi_align", theirs)
 
 
 def dense_tokens(label_map: synthetic.SyntheticMap) -> torch.Tensor:
@@ -272,7 +289,6 @@ def annotating(data: Data) -> Iterator[Row]:
     annotator = Annotator.from_timm("resnet18", pretrained=False)
     pixels = torch.randn(32, 3, annotator.image_size, annotator.image_size)
     batches = -(-len(data.image_keys) // 32)
-    turn = iter(range(10**6))
 
     def bare(_: int) -> None:
         with torch.no_grad():
@@ -280,18 +296,12 @@ def annotating(data: Data) -> Iterator[Row]:
                 annotator.head.model(pixels)
 
     def whole(_: int) -> None:
-        out = data.root / f"annotated{next(turn)}.lmdb"
+        out = tempfile.mkdtemp(dir=data.root)
         annotate(data.images, out, model=annotator, batch_size=32, workers=1, progress=False, image_top_k=0)
 
-    count = 32 * batches
-    yield Row(
-        "annotate, resnet18, workers apart",
-        "images a CPU s",
-        1e6 * len(data.image_keys) / median_us(whole, 1, 3),
-        "bare forward",
-        1e6 * count / median_us(bare, 1, 3),
-        True,
-    )
+    ours, theirs = medians_us([whole, bare], 1, 3)
+    per_second = 1e6 * len(data.image_keys) / ours, 1e6 * 32 * batches / theirs
+    yield Row("annotate, resnet18, workers apart", "images a CPU s", per_second[0], "bare forward", per_second[1], True)
 
 
 def memory(data: Data) -> Iterator[Row]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as table_of
-from benchmarks import imagenet, multilabel
+from benchmarks import imagenet, multilabel, rows
 from benchmarks.synthetic import keys, pool
 from torchrelabel import ViewBox
 from torchrelabel.demo.folders import SceneRecord
@@ -17,7 +17,7 @@ from torchrelabel.demo.folders import SceneRecord
 
 def test_the_table_is_printed_and_written(tmp_path, monkeypatch, capsys):
     files = ["--json", tmp_path / "table.json", "--plot", tmp_path / "table.svg"]
-    given = ["--only", "on_disk", "--images", 2, "--maps", 20, *files]
+    given = ["--only", "on_disk", "--images", 2, "--maps", 20, "--runs", 2, *files]
     monkeypatch.setattr(sys, "argv", ["benchmarks", *map(str, given)])
     threads = torch.get_num_threads()
     table_of.main()
@@ -28,6 +28,12 @@ def test_the_table_is_printed_and_written(tmp_path, monkeypatch, capsys):
     for row in table["rows"]:
         assert row["ratio"] == (row["theirs"] / row["ours"] if row["unit"] else None)
     assert (tmp_path / "table.svg").read_text().startswith("<?xml")
+
+
+def test_a_row_of_several_runs_has_their_medians_and_how_the_ratio_varied():
+    runs = [rows.Row("label", "us", ours, "theirs", theirs) for ours, theirs in ((1, 10), (4, 12), (2, 16))]
+    row = rows.middle(runs)
+    assert (row.ours, row.theirs, row.ratio, row.ratios) == (2, 12, 6, (3, 10))
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the page cache cannot be emptied")

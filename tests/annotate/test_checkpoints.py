@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tests.annotate.models import make_model
+from tests.shards import add
 from torchrelabel.annotate.annotator import Annotator, weights_digest
 from torchrelabel.annotate.checkpoints import load_checkpoint
 from torchrelabel.errors import TorchRelabelError
@@ -201,6 +203,50 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, name: str) -> None:
         load_checkpoint(tmp_path / name)
 
 
+def test_a_weight_that_was_changed_since_is_noticed(tmp_path: Path) -> None:
+    """By the checksum in the file, which torch.load does not compare."""
+    torch.save({"x": torch.zeros(1000)}, tmp_path / "weights.pth")
+    content = bytearray((tmp_path / "weights.pth").read_bytes())
+    content[content.index(bytes(4000)) + 2000] ^= 1
+    (tmp_path / "weights.pth").write_bytes(content)
+    assert torch.load(tmp_path / "weights.pth", weights_only=True)["x"].any()
+    with pytest.raises(TorchRelabelError, match=r"weights.pth' cannot be read: the checksum of 'weights/data/0' in it"):
+        load_checkpoint(tmp_path / "weights.pth")
+
+
+def test_a_file_without_checksums_is_read(tmp_path: Path) -> None:
+    without = getattr(torch.serialization, "set_crc32_options", None)
+    if without is None:
+        pytest.skip("torch before 2.6 always writes them")
+    try:
+        without(False)
+        torch.save({"x": torch.ones(3)}, tmp_path / "weights.pth")
+    finally:
+        without(True)
+    assert load_checkpoint(tmp_path / "weights.pth").state_dict["x"].tolist() == [1, 1, 1]
+
+
+def test_a_file_that_would_unpack_to_more_than_it_has_is_not_unpacked(tmp_path: Path) -> None:
+    torch.save({"x": torch.zeros(10**6)}, tmp_path / "weights.pth")
+    with zipfile.ZipFile(tmp_path / "weights.pth") as old:
+        with zipfile.ZipFile(tmp_path / "packed.pth", "w", zipfile.ZIP_DEFLATED) as new:
+            for name in old.namelist():
+                new.writestr(name, old.read(name))
+    with pytest.raises(TorchRelabelError, match=r"packed.pth' cannot be read: its parts are compressed, which torch"):
+        load_checkpoint(tmp_path / "packed.pth")
+
+
+@pytest.mark.parametrize("part", ["version needed", "name"])
+def test_an_archive_that_zipfile_refuses_oddly_is_refused_in_our_words(tmp_path: Path, part: str) -> None:
+    torch.save({"x": torch.zeros(10)}, tmp_path / "weights.pth")
+    content = bytearray((tmp_path / "weights.pth").read_bytes())
+    entry = content.index(b"PK\x01\x02")
+    content[entry + (6 if part == "version needed" else 50)] = 0xE3  # NotImplementedError, UnicodeDecodeError
+    (tmp_path / "weights.pth").write_bytes(content)
+    with pytest.raises(TorchRelabelError, match=r"weights.pth' cannot be read: .* Copy it again, or give another"):
+        load_checkpoint(tmp_path / "weights.pth")
+
+
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"There is no checkpoint '.*nothing.pth'"):
         load_checkpoint(tmp_path / "nothing.pth")
@@ -216,9 +262,14 @@ def test_a_torchscript_file_is_refused_without_torchs_advice(tmp_path: Path) -> 
     assert "weights_only" not in str(caught.value)
 
 
-def test_torchs_advice_to_load_without_safety_is_not_passed_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["a whole model", "tar, as torch before 0.2 wrote it"])
+def test_torchs_advice_to_load_without_safety_is_not_passed_on(tmp_path: Path, kind: str) -> None:
     torch.save(torch.nn.Linear(1, 1), tmp_path / "whole.pth")
-    with pytest.raises(TorchRelabelError) as caught:
+    if kind.startswith("tar"):
+        with tarfile.open(tmp_path / "whole.pth", "w") as archive:
+            for name in ("sys_info", "storages", "tensors", "pickle"):
+                add(archive, name, b"\x80\x02}.")
+    with pytest.raises(TorchRelabelError, match="is not opened, since loading it could run code") as caught:
         load_checkpoint(tmp_path / "whole.pth")
     assert "weights_only" not in str(caught.value)
     assert "safe_globals" not in str(caught.value)

@@ -171,13 +171,16 @@ class TestOnCluster:
         assert (again.annotated, again.already_there, again.failed) == (0, 60, want_failed(want))
 
     def test_an_error_of_a_task_is_raised_as_what_it_is(self, folder: Path, tmp_path: Path, cluster: None) -> None:
+        from ray.exceptions import RayError
+
         content = io.BytesIO()
         with tarfile.open(fileobj=content, mode="w") as tar:
             for key in KEYS[:2]:
                 add(tar, key, (folder / key).read_bytes())
         (tmp_path / "cut.tar").write_bytes(content.getvalue()[:800])
-        with pytest.raises(OSError, match=r"cut.tar cannot be read as a tar file"):
+        with pytest.raises(OSError, match=r"cut.tar cannot be read as a tar file") as caught:
             on_ray(tmp_path / "cut.tar", tmp_path / "maps")
+        assert not isinstance(caught.value, RayError)  # Ray's own are of both kinds, and hold a traceback of words
         (white := tmp_path / "white").mkdir()
         for number in range(16):
             Image.new("RGB", (12, 12), "white").save(white / f"{number}.png")

@@ -571,7 +571,7 @@ def start(folder: Path, store: Path, kill_after: int, **environment: str) -> sub
 def test_a_killed_run_continues_to_the_same_store_as_an_uninterrupted_one(
     folder: Path, store: Path, tmp_path: Path
 ) -> None:
-    assert start(folder, store, kill_after=30).wait(timeout=120) == -signal.SIGKILL
+    assert start(folder, store, kill_after=30).wait(timeout=600) == -signal.SIGKILL
     assert len(LabelStore(store)) == 24  # three commits of eight
     assert not LabelStore(store).header.complete
     summary = run(folder, store)
@@ -583,7 +583,7 @@ def test_a_killed_run_continues_to_the_same_store_as_an_uninterrupted_one(
 
 def test_two_ranks_write_what_one_process_would(folder: Path, store: Path, tmp_path: Path) -> None:
     ranks = [start(folder, store, kill_after=99, RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    assert [rank.wait(timeout=600) for rank in ranks] == [0, 0]
     header = LabelStore(store).header
     assert (header.shards, header.complete, header.dataset["count"]) == (2, True, 60)
     run(folder, tmp_path / "whole.lmdb")

@@ -4,7 +4,7 @@
 
 Of each ten inputs, four are files of today's torch, three of torch before 1.6, which has no checksum, and three tables.
 Never allowed are: an error that is not one of refusal; other numbers from a file that has a checksum; what no store
-takes; more than ten seconds.
+takes; more than ten seconds of work.
 """
 
 import collections
@@ -12,7 +12,6 @@ import io
 import json
 import random
 import resource
-import signal
 import sys
 import tempfile
 import warnings
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 
 from tests.importers.published import CLASSES, tensor
-from tests.store.fuzz import mutate
+from tests.store.fuzz import limit, mutate
 from torchrelabel.importers.multilabel_tsv import parse_row, scan
 from torchrelabel.importers.tensor_file import read_map
 
@@ -63,12 +62,12 @@ class Fuzz:
 
     def run(self, count):
         for number in range(count):
-            signal.alarm(10)
+            limit(10)
             if number % 10 < 7:
                 self.map_file("of today" if number % 10 < 4 else "of torch before 1.6")
             else:
                 self.rows()
-        signal.alarm(0)
+        limit(0)
         return dict(sorted(self.counts.items()))
 
     def read(self, content):

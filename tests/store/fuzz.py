@@ -58,6 +58,12 @@ def mutate(rng, content, kind=None):
     return kind, bytes(changed)
 
 
+def limit(seconds):
+    """End this process if it works for longer than that, or, however busy the machine is, waits for much longer."""
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.alarm(60 * seconds)
+
+
 class Fuzz:
     """Mutates one store, and counts what comes of it."""
 
@@ -137,7 +143,7 @@ def look(fuzz, writing):
     """What a child does with a file; each step and the result are written to the pipe."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30))
-    signal.alarm(SECONDS)
+    limit(SECONDS)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     found = set()
 

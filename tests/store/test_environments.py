@@ -136,7 +136,7 @@ def test_a_file_that_grew_and_was_cut_short_is_noticed_before_it_kills_the_proce
     )
     environment = open_environment(path)
     mapped = environment.handle.info()["map_size"]
-    subprocess.run([sys.executable, "-c", code, path], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code, path], check=True, timeout=600)
     assert path.stat().st_size > mapped
     os.truncate(path, path.stat().st_size - 4096)
     with pytest.raises(StoreError, match=r"shard.mdb is cut short: it has \d+ of \d+ bytes. Copy it again"):
@@ -154,7 +154,7 @@ def test_a_look_at_a_file_that_is_written_keeps_its_pages_from_being_used_again(
         "        for key in range(40): writing.put(b'%02d' % key, b'%03d' % n * 300)\n"
     )
     with environment.reading() as transaction:
-        subprocess.run([sys.executable, "-c", code, path], check=True, timeout=60)
+        subprocess.run([sys.executable, "-c", code, path], check=True, timeout=600)
         assert transaction.get(b"00") is None
         assert bytes(transaction.get(b"a")) == b"1" * 3000
     with environment.reading() as transaction:

@@ -305,7 +305,7 @@ def test_a_worker_process_reads_what_its_parent_reads(path, method, opened_befor
     workers = [context.Process(target=look, args=(each, KEYS, queue)) for each in (store, other)]
     for worker in workers:
         worker.start()
-    results = [queue.get(timeout=60) for _ in workers]
+    results = [queue.get(timeout=600) for _ in workers]
     for worker in workers:
         worker.join()
     queue.close()
@@ -355,7 +355,7 @@ def test_a_reader_follows_a_store_that_another_process_grows(tmp_path):
         "    for n in range(12): writer.put(f'z{n:03d}.jpg', *[np.repeat(a, 9000, 1) for a in make_map(n)[:2]])\n"
         "    writer.close()\n"
     )
-    subprocess.run([sys.executable, "-c", code, path], cwd=ROOT, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code, path], cwd=ROOT, check=True, timeout=600)
     assert (path / "shard-00000.mdb").stat().st_size > mapped
     assert len(store) == 16
     assert store["z011.jpg"].scores.shape == (3, 63000, 5)

@@ -31,6 +31,8 @@ _WRAPPER_PREFIXES = ("_orig_mod.", "module.", "_orig_mod.")
 # What torch's AveragedModel, which torchvision's references keep as model_ema, counts beside the weights.
 _COUNTERS = ("n_averaged",)
 
+_ZIP = b"PK\x03\x04"
+
 _SHOWN = 4
 _GLOBAL = re.compile(r"(?:Unsupported (?:global: )?GLOBAL|Unsupported class|Unsupported global:?) ['\"]?([\w.]+)")
 
@@ -195,43 +197,59 @@ def fit(checkpoint: Checkpoint, model: nn.Module, name: str) -> list[str]:
 
 
 def _content_of(path: Path) -> Any:
-    if _is_torchscript(path):
-        raise TorchRelabelError(
-            f"The checkpoint {str(path)!r} is a TorchScript archive: a program with its weights, which is not run "
-            f"here. Save the weights alone where the archive comes from: "
-            f"torch.save(torch.jit.load(file).state_dict(), 'weights.pth')."
-        )
     try:
         if path.suffix == ".safetensors":
             # A dependency of timm's, imported here since few runs need it.
             from safetensors.torch import load_file
 
             return load_file(path)
+        _check_archive(path)
         with _harmless_allowed():
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except TorchRelabelError:
+        raise
+    except Exception as error:  # safetensors, zipfile and torch raise many kinds for a damaged file
         # torch's own words advise to load the file without safety, which must not be passed on.
-        found = _GLOBAL.search(str(error))
-        what = f"objects of {found[1]}" if found else "more than tensors, or is no checkpoint,"
-        raise TorchRelabelError(
-            f"The checkpoint {str(path)!r} holds {what} and is not opened, since loading it could run code. "
-            f"Save the weights alone where they come from: torch.save(model.state_dict(), 'weights.pth')."
-        ) from error
-    except Exception as error:  # safetensors and torch raise many kinds for a damaged file
+        if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
+            found = _GLOBAL.search(str(error))
+            what = f"objects of {found[1]}" if found else "more than tensors, or is no checkpoint,"
+            raise TorchRelabelError(
+                f"The checkpoint {str(path)!r} holds {what} and is not opened, since loading it could run code. "
+                f"Save the weights alone where they come from: torch.save(model.state_dict(), 'weights.pth')."
+            ) from error
         raise TorchRelabelError(
             f"The checkpoint {str(path)!r} cannot be read: {first_line(error)}. Copy it again, or give another."
         ) from error
 
 
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError):
-        return False  # which the reader will say
-    return any(name.endswith("/constants.pkl") or "/code/" in name for name in names)
+def _check_archive(path: Path) -> None:
+    """Refuse a program, and what was damaged since torch.save wrote it.
+
+    torch.load compares no checksum, so that a bit that was flipped would be another weight.
+
+    Raises:
+        TorchRelabelError: If it is a program.
+        Exception: If it is damaged: zipfile, too, raises many kinds.
+    """
+    with path.open("rb") as file:
+        if file.read(len(_ZIP)) != _ZIP:  # of torch before 1.6, which has no checksum, or no checkpoint
+            return
+        with zipfile.ZipFile(file) as archive:
+            parts = archive.infolist()
+            if any(part.filename.endswith("/constants.pkl") or "/code/" in part.filename for part in parts):
+                raise TorchRelabelError(
+                    f"The checkpoint {str(path)!r} is a TorchScript archive: a program with its weights, which is not "
+                    f"run here. Save the weights alone where the archive comes from: "
+                    f"torch.save(torch.jit.load(file).state_dict(), 'weights.pth')."
+                )
+            # Before they are read: little may be packed so that it unpacks to more than there is memory.
+            packed = any(part.compress_type != zipfile.ZIP_STORED for part in parts)
+            if packed or sum(part.file_size for part in parts) > path.stat().st_size:
+                raise ValueError("its parts are compressed, which torch.save never does")
+            has_checksums = any(part.CRC for part in parts)  # torch.serialization.set_crc32_options(False) writes none
+            damaged = archive.testzip() if has_checksums else None
+            if damaged is not None:
+                raise ValueError(f"the checksum of {damaged!r} in it does not match")
 
 
 def _harmless_allowed() -> contextlib.AbstractContextManager[Any]:

@@ -386,8 +386,8 @@ def _check_descending(scores: Scores) -> None:
 
 
 def _check_distinct(classes: Classes) -> None:
-    few = len(classes) <= _FEW_CLASSES
-    if few and not any(np.count_nonzero(classes[apart:] == classes[:-apart]) for apart in range(1, len(classes))):
+    # Each of few with each: equal to itself alone.
+    if len(classes) <= _FEW_CLASSES and np.count_nonzero(classes[:, None] == classes) == classes.size:
         return
     ordered = np.sort(classes, axis=0)
     repeated = ordered[1:] == ordered[:-1]
