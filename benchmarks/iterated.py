@@ -12,8 +12,8 @@ that are there), F1 (those whose sigmoid is above 0.25, or 0.5, and the first, a
 many classes are named at 0.25.
 
 Prints a Markdown table, mean and standard error over seeds. Within a seed every row has the same first weights, crops
-and order. Sources: MILe, Rajeswar et al. 2022, https://arxiv.org/abs/2111.12172; ReLabel, Yun et al. 2021,
-https://arxiv.org/abs/2101.05022.
+and order; another --scene-seed draws other scenes. Sources: MILe, Rajeswar et al. 2022,
+https://arxiv.org/abs/2111.12172; ReLabel, Yun et al. 2021, https://arxiv.org/abs/2101.05022.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ KINDS = {"large": ((1, 3), 0.2), "either": ((1, 1), 0.5)}
 MEASURES = ("top1", "multilabel", "f1_25", "f1_50", "named")
 
 
-def make_scenes(out: Path, kind: str, scenes: int, test_scenes: int) -> tuple[Path, Path, HeldOutScenes]:
+def make_scenes(out: Path, kind: str, scenes: int, test_scenes: int, seed: int) -> tuple[Path, Path, HeldOutScenes]:
     """The folder to learn from, its label maps, and the scenes to test on."""
     out.mkdir(parents=True, exist_ok=True)
     training_digits, test_digits = load_digits_split()
     small, wrong = KINDS[kind]
-    settings = FolderSettings("train", scenes, seed=1, small=small, wrong=wrong)
+    settings = FolderSettings("train", scenes, seed, small=small, wrong=wrong)
     folder = make_scene_folder(out / "train", training_digits, settings)
-    test = make_scene_folder(out / "test", test_digits, FolderSettings("test", test_scenes, seed=2, small=small))
+    test = make_scene_folder(out / "test", test_digits, FolderSettings("test", test_scenes, seed + 1, small))
     copy_annotator(out / "annotator.pth")
     annotate(
         folder.root,
@@ -174,7 +174,8 @@ def table(runs: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("iterated"))
-    for option, default in {"scenes": 2500, "test-scenes": 3000, "epochs": 12, "seeds": 3}.items():
+    numbers = {"scenes": 2500, "test-scenes": 3000, "scene-seed": 1, "epochs": 12, "seeds": 3, "first-seed": 0}
+    for option, default in numbers.items():
         parser.add_argument(f"--{option}", type=int, default=default)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
@@ -188,9 +189,10 @@ def main() -> None:
     settings = {"k1": given.k1 or epoch, "k2": given.k2 or epoch, "threshold": given.threshold}
     runs: list[dict[str, Any]] = []
     for kind in given.kinds:
-        folder, label_maps, test = make_scenes(given.out / kind, kind, given.scenes, given.test_scenes)
+        drawn = (given.scenes, given.test_scenes, given.scene_seed)
+        folder, label_maps, test = make_scenes(given.out / kind, kind, *drawn)
         crops, hot, soft = draw_crops(folder, label_maps, given.epochs)
-        for seed in range(given.seeds):
+        for seed in range(given.first_seed, given.first_seed + given.seeds):
             for row in given.rows:
                 labels, how = ROWS[row]
                 began = time.perf_counter()

@@ -293,10 +293,16 @@ def test_targets_of_another_shape_are_an_error(targets: Tensor) -> None:
         learning(Says(*P)).loss(IMAGES, targets)
 
 
-@pytest.mark.parametrize(("targets", "range_"), [([0, 9], "0 to 9"), ([-1, 2], "-1 to 2")])
+@pytest.mark.parametrize(("targets", "range_"), [([0, C], "0 to 5"), ([-1, 2], "-1 to 2")])
 def test_class_indices_out_of_range_are_an_error(targets: list[int], range_: str) -> None:
     with pytest.raises(ValueError, match=rf"Class indices are 0 to 4, got {range_}"):
         learning(Says(*P)).loss(IMAGES, torch.tensor(targets))
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.uint8])
+def test_class_indices_of_any_integer_type_are_the_same(kind: torch.dtype) -> None:
+    losses = [learning(Says(*P)).loss(IMAGES, torch.tensor([4, 1], dtype=each)) for each in (torch.int64, kind)]
+    assert losses[0] == losses[1]
 
 
 def test_a_model_of_other_classes_is_an_error() -> None:

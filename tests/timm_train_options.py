@@ -1,4 +1,4 @@
-"""The options of timm's train.py that the recipes use, as its parser defines them (main branch, after 0.9).
+"""The options of timm's train.py that the recipes use, as its parser defines them (timm 1.0.31).
 
 The script is not part of timm's package. Set TIMM_TRAIN to a copy of it, and the tests take its own parser instead.
 """
@@ -11,7 +11,7 @@ import runpy
 
 from timm.utils import ParseKwargs
 
-FLAGS = ("--amp", "--bce-loss", "--channels-last", "--sched-on-updates")
+FLAGS = ("--amp", "--bce-loss", "--channels-last", "--no-prefetcher", "--sched-on-updates")
 TEXT = ("--aa", "--data-dir", "--interpolation", "--model", "--opt", "--remode", "--sched", "--train-interpolation")
 WHOLE = ("--batch-size", "--epochs", "--img-size", "--mixup-off-epoch", "--warmup-epochs", "--workers")
 NUMBERS = (

@@ -201,7 +201,7 @@ class IteratedLearning:
         if output.dim() != 2 or output.shape[1] != self.num_classes:
             raise ValueError(f"The model must give logits [B, {self.num_classes}], got {list(output.shape)}.")
         if targets.dim() == 1 and not targets.is_floating_point() and len(targets) == len(output):
-            if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < self.num_classes:
+            if not 0 <= int(targets.min()) <= int(targets.max()) < self.num_classes:
                 raise ValueError(
                     f"Class indices are 0 to {self.num_classes - 1}, got {int(targets.min())} to {int(targets.max())}."
                 )

@@ -160,6 +160,28 @@ def test_an_unmodified_loop_trains_on_the_labels_of_tokens(painted: Painted, tmp
     assert "val (7, 7)" in result.stdout
 
 
+BATCH = """
+import torch
+from timm.data import create_dataset, create_loader
+from timm.models import create_model
+
+size = {"img_size": (32, 16), "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
+model = create_model("vit_tiny_patch16_224", num_classes=7, **size)
+dataset = create_dataset("", root=ROOT, is_training=True)
+options = {"num_workers": 0, "persistent_workers": False, "device": torch.device("cpu")}
+images, labels = next(iter(create_loader(dataset, (3, 32, 16), 7, is_training=True, **options)))
+print(tuple(labels.shape), torch.nn.CrossEntropyLoss()(model(images), labels).item() > 0)
+"""
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_grid_is_rows_then_columns(painted: Painted, tmp_path: Path) -> None:
+    path = script(tmp_path, BATCH.replace("ROOT", repr(str(painted.root))))
+    result = invoke("timm-train", "--label-maps", str(painted.store), "--token-labels", "4x2", path)
+    assert result.exit_code == 0, result.output
+    assert "(7, 7, 4, 2) True" in result.stdout
+
+
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_grid_that_the_model_does_not_have_is_one_message(painted: Painted, tmp_path: Path) -> None:
     text = LOOP.replace("ROOT", repr(str(painted.root)))

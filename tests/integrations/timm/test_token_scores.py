@@ -46,6 +46,7 @@ def accepted() -> None:
 MODELS: dict[str, Any] = {
     "a class token": tiny_vit,
     "registers": lambda: tiny_vit(reg_tokens=4),
+    "tokens averaged beside a class token": lambda: tiny_vit(global_pool="avg", class_token=True),
     "tokens averaged": lambda: tiny_vit(global_pool="avg", class_token=False),
     "channels first": lambda: timm.create_model("resnet10t", num_classes=C),
     "channels last": lambda: timm.create_model(
