@@ -11,6 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import timm
+import torch
 
 from tests.cli.test_annotate import invoke
 
@@ -59,6 +60,14 @@ def test_the_tutorial_leads_from_photographs_to_a_measured_student(
     photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said: dict[str, str] = {}
+    labels: list[torch.dtype] = []
+    forward = torch.nn.CrossEntropyLoss.forward
+
+    def seen(self: torch.nn.CrossEntropyLoss, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        labels.append(target.dtype)
+        return forward(self, output, target)
+
+    monkeypatch.setattr(torch.nn.CrossEntropyLoss, "forward", seen)
     for language, text in blocks():
         if language == "python" and "def main" in text:
             (photos / "fit.py").write_text(text, encoding="utf-8")
@@ -70,6 +79,8 @@ def test_the_tutorial_leads_from_photographs_to_a_measured_student(
     assert "18 label maps are sound" in said["torchrelabel verify maps.lmdb photos/train"]
     (trained,) = (text for line, text in said.items() if "--label-maps" in line)
     assert re.fullmatch(r"epoch 1: loss \d\.\d+, accuracy \d+\.\d%\n", trained)
+    # The annotator, the student on the folders' labels, and the student on label maps.
+    assert labels == [torch.int64, torch.int64, torch.float32]
     (compared,) = (text for line, text in said.items() if line.count("--checkpoint") == 2)
     assert all(word in compared for word in ("onehot", "student", "top-1"))
     assert (photos / "maps.png").exists()

@@ -241,6 +241,14 @@ def test_half_precision_gives_float32_logits_near_the_full_ones() -> None:
     assert_close(half, full, rtol=0.05, atol=0.05 * float(full.abs().max()))
 
 
+def test_half_precision_gives_float32_scores_of_enlarged_images() -> None:
+    """The cells of an enlarged image were averaged in bfloat16, which NumPy does not know."""
+    annotator = Annotator.from_timm("resnet10t", pretrained=False, image_size=64, device="cpu", enlarge=1.5, amp=True)
+    top = annotator.top_scores(torch.randn(2, 3, 64, 64), 3, enlarged=torch.randn(2, 3, 96, 96))
+    assert top.residual is not None
+    assert (top.scores.dtype, top.residual.dtype, top.image_scores.dtype) == (torch.float32,) * 3
+
+
 def test_the_callers_model_keeps_its_gradients() -> None:
     """It used to be left with requires_grad=False, and to train on without learning."""
     model = FourCorners()

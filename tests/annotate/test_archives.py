@@ -94,6 +94,14 @@ def test_files_of_a_tar_file_that_timm_does_not_read_are_counted_and_said(tmp_pa
     assert [note for note in notes if note.startswith(words)]
 
 
+def test_tar_files_in_a_tar_file_are_looked_into_and_not_left_out(archive: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "outer.tar", "w") as tar:
+        tar.add(archive, "birds.tar")
+    found = read_dataset("", tmp_path / "outer.tar")
+    assert len(found.keys) == 4
+    assert found.left_out == {}
+
+
 class Unnamed:
     """A reader as timm's of Hugging Face's data sets."""
 

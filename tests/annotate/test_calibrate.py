@@ -142,6 +142,14 @@ def test_an_image_that_is_gone_since_is_left_out(painted, tmp_path):
     assert calibrate(LabelStore(copy), found, sure_annotator()).images == 38
 
 
+def test_labels_are_not_fitted_to_other_images_of_the_same_names(painted, tmp_path):
+    root, output, _ = painted
+    images, copy = shutil.copytree(root, tmp_path / "images"), shutil.copytree(output, tmp_path / "maps.lmdb")
+    for path in sorted(images.iterdir())[:5]:
+        Image.new("RGB", (45, 63)).save(path)
+    assert calibrate(LabelStore(copy), find_images(images), sure_annotator()).images == 35
+
+
 def test_another_annotator_is_refused(painted):
     root, output, _ = painted
     other = four_corners()

@@ -108,7 +108,7 @@ def test_what_was_dropped_and_what_was_not_used_is_noted(tmp_path: Path) -> None
     )
     torch.save(of_torchvisions_references(state), tmp_path / "model.pth")
     assert from_checkpoint(tmp_path / "model.pth").notes == (
-        "The checkpoint also holds model; --state-dict-key takes another one.",
+        "The weights are the checkpoint's model_ema, not its model: --state-dict-key chooses.",
     )
 
 

@@ -55,6 +55,18 @@ def given(painted: Path, kind: str) -> list[str]:
     return [str(painted / data), *(word for name, value in options.items() for word in (f"--{name}", value))]
 
 
+def test_a_url_is_refused_with_what_reads_it() -> None:
+    with pytest.raises(ValueError, match=r"'s3://bucket/birds' is a URL. annotate --engine ray reads it"):
+        find_data("s3://bucket/birds")
+
+
+@pytest.mark.parametrize("name", ["brids", "wsd/birds"])
+def test_a_mistyped_data_set_is_not_taken_for_a_folder(painted: Path, name: str) -> None:
+    result = invoke("verify", str(painted / "maps.lmdb"), str(painted / "data"), "--dataset", name)
+    assert result.exit_code == 1
+    assert f"timm reads no data set {name!r}. Give folder, wds/NAME or hfds/NAME" in result.stderr
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_kinds_of_data_have_the_same_keys_and_images(painted: Path, kind: str) -> None:
     data, options = KINDS[kind]

@@ -155,6 +155,14 @@ def test_broken_images_images_without_a_map_and_odd_xml_are_counted_and_not_fata
     assert report.losses and report.overlap.images == 7
 
 
+def test_an_image_of_another_shape_than_the_annotated_one_is_named_and_not_compared(tmp_path):
+    keys = list(paint_folder(tmp_path / "data", images=3))
+    annotate(tmp_path / "data", tmp_path / "maps.lmdb", model=colour_annotator(), workers=0, progress=False)
+    Image.new("RGB", (30, 90)).save(tmp_path / "data" / keys[1])
+    report = run(tmp_path, model=colour_annotator(), crops=6)
+    assert list(report.broken) == [keys[1]] and "is 30 x 90 pixels (W x H) here" in report.broken[keys[1]]
+
+
 def test_another_folder_is_an_error_with_the_nearest_keys(painted, tmp_path):
     paint_folder(tmp_path / "elsewhere" / "deep", images=1)
     with pytest.raises(MissingLabelMap, match=r"nearest keys: 'n00000000/picture 0\.png'"):

@@ -186,6 +186,14 @@ def test_show_turns_an_image_as_it_was_turned_for_its_map(inside):
     assert shapes[0] > shapes[1]
 
 
+def test_show_does_not_draw_a_map_over_another_image_of_the_same_name(inside):
+    with LabelStoreWriter("sized.lmdb", num_classes=9, top_k=1) as writer:
+        writer.put(KEYS[0], np.full((1, 2, 3), 9.0), np.full((1, 2, 3), 7), image_size=(30, 40))
+    result = invoke("show", "sized.lmdb", ".", KEYS[0])
+    assert result.exit_code == 1
+    assert "is 17 x 11 pixels (W x H) here, and the image of that name" in result.stderr
+
+
 def test_a_picture_in_the_annotated_folder_does_not_become_one_of_its_images(inside):
     invoke("show", "maps.lmdb", ".", KEYS[1])
     assert invoke("verify", "maps.lmdb", ".").exit_code == 0

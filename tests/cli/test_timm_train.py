@@ -9,6 +9,7 @@ import pytest
 
 from tests.cli.test_annotate import invoke
 from tests.painted import Painted, paint
+from torchrelabel.annotate import annotate
 
 
 @pytest.fixture
@@ -189,6 +190,18 @@ def test_a_grid_that_the_model_does_not_have_is_one_message(painted: Painted, tm
     assert result.exit_code == 1
     assert "has 16 tokens for images of 32 x 32 px, and the labels are for 14 x 14" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_token_labels_of_windows_are_warned_of(painted: Painted, tmp_path: Path) -> None:
+    options = {"pretrained": False, "device": "cpu", "image_size": 64, "workers": 0, "progress": False}
+    annotate(painted.root, tmp_path / "windows.lmdb", model="resnet10t", windows=2, **options)
+    text = f"import timm.data\ntimm.data.create_dataset('', root={str(painted.root)!r}, is_training=True)\n"
+    words = "WARNING: these label maps are of 2 x 2 windows"
+    for tokens, warned in ((["--token-labels", "4"], True), ([], False)):
+        result = invoke("timm-train", "--label-maps", str(tmp_path / "windows.lmdb"), *tokens, script(tmp_path, text))
+        assert result.exit_code == 0, result.output
+        assert (words in result.stderr) == warned
 
 
 @pytest.mark.parametrize("grid", ["1", "14x", "0x4", "14x14x14", "-4", "1.5"])

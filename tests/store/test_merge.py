@@ -102,6 +102,13 @@ def test_a_store_does_not_become_itself(tmp_path):
         merge([tmp_path / "a"], tmp_path / "a")
 
 
+def test_maps_are_not_added_to_a_store_of_others(tmp_path):
+    one, other = write(tmp_path / "one", range(3)), write(tmp_path / "other", range(2, 5))
+    with pytest.raises(StoreError, match=r"other holds another store, with a label map of '03.jpg'; give a new path"):
+        merge([one], other)
+    assert len(LabelStore(other)) == 3
+
+
 def test_a_store_in_many_parts_becomes_one_file_a_shard(tmp_path):
     for seed in range(3):
         with LabelStoreWriter(tmp_path / "a", **SETTINGS, resume=True) as writer:

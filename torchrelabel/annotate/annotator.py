@@ -498,7 +498,8 @@ def averaged(cells: Tensor, grid: Sequence[int]) -> Tensor:
     if tuple(cells.shape[2:]) == tuple(grid):
         return cells
     down, across = (_shares(to, of).to(cells) for to, of in zip(grid, cells.shape[2:], strict=True))
-    return torch.einsum("ir,jc,nkrc->nkij", down, across, cells)
+    with torch.autocast(cells.device.type, enabled=False):  # logits stay float32 where the model computes in less
+        return torch.einsum("ir,jc,nkrc->nkij", down, across, cells)
 
 
 def _shares(to: int, of: int) -> Tensor:

@@ -16,6 +16,7 @@ from torchrelabel.annotate.annotator import Annotator
 from torchrelabel.annotate.crops import draw_crops, pool_crops
 from torchrelabel.annotate.images import ImagesFound, exif_of, load_image, squashed
 from torchrelabel.calibration import Calibration
+from torchrelabel.data.agreement import check_size
 from torchrelabel.data.records import label_map_of
 from torchrelabel.errors import DamagedRecord
 from torchrelabel.label_map import LabelMap
@@ -177,9 +178,10 @@ def _look(
             record = store[key]
             with found.open(key) as file:
                 image = load_image(file, exif_of(store.header))
+            check_size(record, (image.height, image.width), key, store)
         except DamagedRecord:
             raise
-        except Exception:  # an image that is gone or damaged since; PIL raises nearly anything
+        except Exception:  # an image that is gone, damaged or replaced since; PIL raises nearly anything
             continue
         assert record.image_scores is not None  # the header says so
         boxes = draw_crops(image.height, image.width, CROPS_AN_IMAGE, seed=seed, key=key)

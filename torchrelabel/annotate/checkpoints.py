@@ -45,13 +45,13 @@ class Checkpoint:
         state_dict: Names, without the prefixes of data parallelism and torch.compile, to tensors on the CPU.
         class_names: Every list of names beside the weights that may be that of the classes.
         path: The file.
-        others: Keys of the file that hold tensors too, beside the one that was taken.
+        held: Keys of the file that hold tensors, the one that was taken first; none where a key was asked for.
     """
 
     state_dict: dict[str, Tensor]
     class_names: list[tuple[str, ...]]
     path: str = ""
-    others: tuple[str, ...] = ()
+    held: tuple[str, ...] = ()
 
     def prefixes(self, names: Iterable[str]) -> list[str]:
         """What stands in front of these names of a model in the checkpoint: ``""``, ``"model."``, ..."""
@@ -113,12 +113,11 @@ def load_checkpoint(
     require_file(path)
     content = _content_of(path)
     class_names = names_held(content)
-    others: tuple[str, ...] = ()
+    held: tuple[str, ...] = ()
     if key is not None:
         content = _entry(content, key, path)
     elif isinstance(content, Mapping):
-        held = [name for name in STATE_DICT_KEYS if _holds_tensors(content.get(name))]
-        others = tuple(held[1:])
+        held = tuple(name for name in STATE_DICT_KEYS if _holds_tensors(content.get(name)))
         content = content[held[0]] if held else content
     if not _holds_tensors(content):
         where = "" if key is None else f" under {key!r}"
@@ -133,7 +132,7 @@ def load_checkpoint(
         for name, value in content.items()
         if isinstance(value, Tensor) and name not in _COUNTERS
     }
-    checkpoint = Checkpoint(state_dict, class_names, str(path), others)
+    checkpoint = Checkpoint(state_dict, class_names, str(path), held)
     return checkpoint if strip_prefix is None else _stripped(checkpoint, strip_prefix)
 
 
@@ -187,8 +186,9 @@ def fit(checkpoint: Checkpoint, model: nn.Module, name: str) -> list[str]:
     ((prefix, weights),) = fitting.items()
     model.load_state_dict(weights)
     notes = []
-    if checkpoint.others:
-        notes.append(f"The checkpoint also holds {_listed(checkpoint.others)}; --state-dict-key takes another one.")
+    if checkpoint.held[1:]:
+        taken, *others = checkpoint.held
+        notes.append(f"The weights are the checkpoint's {taken}, not its {_listed(others)}: --state-dict-key chooses.")
     if prefix:
         rest = [each for each in checkpoint.state_dict if not each.startswith(prefix)]
         unused = f"; what does not begin so ({_listed(rest)}) was not used" if rest else ""
@@ -353,7 +353,7 @@ def _misfit(checkpoint: Checkpoint, model: nn.Module, prefixes: Sequence[str], n
         if items
     ]
     after = f", after {prefix!r}," if prefix else ""
-    there = f" It also holds {_listed(checkpoint.others)}: --state-dict-key." if checkpoint.others else ""
+    there = f" It also holds {_listed(checkpoint.held[1:])}: --state-dict-key." if checkpoint.held[1:] else ""
     return (
         f"The checkpoint {checkpoint.path!r} does not fit {name}. Of its weights{after} are\n"
         + "\n".join(lines)

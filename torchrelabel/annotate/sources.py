@@ -11,14 +11,18 @@ from torchrelabel.annotate.images import ImagesFound, find_images
 __all__ = ["check_split", "find_data", "open_data"]
 
 TRAIN = "train"
+# What a name begins with, before its slash. timm takes any other for a folder, also one that was mistyped.
+_KINDS = ("", "folder", "wds", "hfds", "hfids", "tfds", "torch")
 
 
 def check_split(dataset: str | None, split: str) -> None:
-    """Refuse a part of a data set where none is named.
+    """Refuse a part of a data set where none is named, and a name that timm does not know.
 
     Raises:
-        ValueError: If ``split`` would have no effect.
+        ValueError: If ``split``, or ``dataset``, would have no effect.
     """
+    if dataset is not None and dataset.partition("/")[0].lower() not in _KINDS:
+        raise ValueError(f"timm reads no data set {dataset!r}. Give folder, wds/NAME or hfds/NAME, or none.")
     if dataset is None and split != TRAIN:
         raise ValueError(
             f"split={split!r} is a part of a data set that timm reads by name, and there is no dataset=. Name one, or "
@@ -44,8 +48,11 @@ def find_data(
     Raises:
         FileNotFoundError: If there is no such folder.
         NotADirectoryError: If ``data`` is a file, and no tar file.
-        ValueError: If images have no names, two have one name, or timm cannot make anything of the arguments.
+        ValueError: If ``data`` is a URL, images have no names, two have one name, or timm cannot make anything of the
+            arguments.
     """
+    if "://" in os.fspath(data):
+        raise ValueError(f"{os.fspath(data)!r} is a URL. annotate --engine ray reads it; or copy the images here.")
     if _is_folder(data, dataset):
         return find_images(data, skip=skip)
     from torchrelabel.annotate.archives import read_dataset  # imports timm, which takes seconds

@@ -13,6 +13,7 @@ from torchrelabel.annotate import Annotator, CellHead, Commuting
 from torchrelabel.annotate.crops import draw_crops, pool_crops
 from torchrelabel.annotate.images import ImagesFound, exif_of, load_image, reason_of, squashed
 from torchrelabel.check.orientation import Vote, transposed
+from torchrelabel.data.agreement import check_size
 from torchrelabel.data.records import label_map_of
 from torchrelabel.store import LabelStore
 from torchrelabel.store.record import WHOLE_IMAGE as WHOLE_COVERAGE
@@ -161,6 +162,7 @@ def _views(
             record = store[key]
             with found.open(key) as file:
                 image = load_image(file, exif_of(store.header))
+            check_size(record, (image.height, image.width), key, store)
         except Exception as error:  # PIL raises nearly anything for damaged files
             broken[key] = reason_of(error)
             continue

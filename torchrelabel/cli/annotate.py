@@ -193,8 +193,9 @@ def _words(summary: Summary) -> str:
             f"({summary.images_per_second:.1f} images/s), {summary.already_there} were there already, "
             f"{len(summary.failed)} failed.",
         ]
+    kind = "cells" if summary.windows is None else "windows"
     lines.append(
-        f"{summary.model}: {h} x {w} {'cells' if summary.windows is None else 'windows'}, top {summary.top_k} of {summary.num_classes} classes, "
+        f"{summary.model}: {h} x {w} {kind}, top {summary.top_k} of {summary.num_classes} classes, "
         f"{summary.bytes / 1e6:.1f} MB, {summary.bytes_per_image:.0f} bytes an image."
     )
     if summary.agreement is not None:

@@ -69,7 +69,7 @@ def calibrate(
     fit = run(label_store, found, annotator, images=images, seed=seed, batch_size=batch_size, progress=progress)
     if fit is None:
         raise click.ClickException(
-            f"Fewer than {FEWEST_IMAGES} of the images in {data} have a label map in {store}, too few to calibrate "
-            f"labels on. Give what was annotated, or annotate more."
+            f"Fewer than {FEWEST_IMAGES} of the images in {data} are those of a label map in {store}, too few to "
+            f"calibrate labels on. Give what was annotated, or annotate more."
         )
     click.echo(json.dumps(asdict(fit), indent=2) if as_json else str(fit))

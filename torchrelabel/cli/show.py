@@ -126,6 +126,7 @@ def show(
 def _picture(store: LabelStore, images: ImagesFound, key: str, crop: tuple[float, float, float, float]) -> Any:
     """An image with its label map, seen through the crop."""
     from torchrelabel.annotate.images import exif_of, load_image
+    from torchrelabel.data.agreement import check_size
     from torchrelabel.data.records import label_map_of
     from torchrelabel.view import ViewBox
     from torchrelabel.viz import Picture
@@ -139,6 +140,7 @@ def _picture(store: LabelStore, images: ImagesFound, key: str, crop: tuple[float
             f"There is no {printable(key)} in {printable(str(images.root))}. Give what was annotated into {store.path} "
             f"(DATA)."
         ) from None
+    check_size(record, (image.height, image.width), key, store)
     label_map = label_map_of(record, store.header, (image.height, image.width), ViewBox(*crop))
     return Picture(image, label_map, printable(key), record.coverage)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torchrelabel.errors import DamagedRecord, SettingsDiffer, StoreError
 from torchrelabel.store.header import SETTINGS, StoreHeader
-from torchrelabel.store.layout import decode_key, encode_key
+from torchrelabel.store.layout import HEADER_FILE, decode_key, encode_key
 from torchrelabel.store.reader import LabelStore
 from torchrelabel.store.record import carry_over
 from torchrelabel.store.writer import LabelStoreWriter, write_calibration
@@ -56,7 +56,7 @@ def merge(
 
     Raises:
         SettingsDiffer: If the stores were made with different settings, naming each.
-        StoreError: If a store cannot be read, or two hold different maps of one image.
+        StoreError: If a store cannot be read, two hold different maps of one image, or the output is another store.
     """
     sources = [LabelStore(store) for store in stores]
     headers = [source.header for source in sources]
@@ -67,6 +67,10 @@ def merge(
             raise SettingsDiffer(f"{sources[0].path} and {source.path} cannot be one store. {'; '.join(differences)}")
     if Path(os.path.abspath(output)) in [source.path for source in sources]:
         raise StoreError(f"{os.fspath(output)} is one of the stores to merge; give a new path")
+    there = LabelStore(output) if Path(output, HEADER_FILE).exists() else ()
+    for key in there:
+        if not any(key in source for source in sources):
+            raise StoreError(f"{os.fspath(output)} holds another store, with a label map of {key!r}; give a new path")
     settings = {name: getattr(first, name) for name in (*SETTINGS, *_DESCRIPTIONS)} | {"shards": shards or first.shards}
     writer = LabelStoreWriter(output, **settings, dataset=_common(headers, "dataset") or {}, resume=True)
     complete = all(header.complete for header in headers)

@@ -122,6 +122,14 @@ def training_datasets_wrapped(
         wrapped.append(dataset)
         if os.environ.get("RANK", "0") == "0":
             print(f"Training labels come from {dataset.label_maps!r}: {dataset!r}", file=sys.stderr, flush=True)
+            windows = LabelStore(label_maps).header.annotator.get("windows")
+            if windows and grid != (1, 1):
+                print(
+                    f"WARNING: these label maps are of {windows} x {windows} windows, so that the label of a token is "
+                    f"that of a wide window around it. For token labels annotate cells, without --windows.",
+                    file=sys.stderr,
+                    flush=True,
+                )
         return dataset
 
     places: list[tuple[Any, str, Any, Any]] = [
