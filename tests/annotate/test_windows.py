@@ -167,6 +167,17 @@ def test_a_model_whose_features_are_no_grid_annotates_by_windows() -> None:
     assert (annotator.grid, annotator.map_size, annotator.num_classes) == ((2, 2), 336, 1000)
 
 
+def test_windows_in_half_precision_have_scores_in_float32(tmp_path: Path) -> None:
+    root = save_images(tmp_path / "images", 2)
+    options = {"pretrained": False, "device": "cpu", "image_size": 64, "workers": 0, "progress": False}
+    annotate(root, tmp_path / "maps.lmdb", model="resnet10t", windows=2, amp=True, **options)
+    annotator = annotator_of(LabelStore(tmp_path / "maps.lmdb").header, device="cpu")
+    amp = Annotator.from_timm("resnet10t", pretrained=False, image_size=64, device="cpu", windows=2, amp=True)
+    images = torch.randn(2, 3, 96, 96)
+    assert amp(images).dtype == torch.float32
+    torch.testing.assert_close(amp(images), annotator(images), atol=0.1, rtol=0.1)
+
+
 def test_a_copy_on_another_device_sees_the_same_windows() -> None:
     annotator = own_annotator()
     images = torch.randn(1, 3, 16, 16)
